@@ -1,0 +1,33 @@
+"""What went wrong, where, and what to do: the errors a user may meet."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EhrSnError(Exception):
+    """Base of all errors that are the user's to mend. The message never holds a patient's value."""
+
+
+class ConfigError(EhrSnError):
+    """The configuration is wrong: names the file, the key and what would be valid."""
+
+
+class DataError(EhrSnError):
+    """The tables cannot be used as configured: names the table, the column and counts."""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Say which valid name is nearest to `name`, or list the valid ones.
+
+    >>> did_you_mean("diabets", ["diabetes", "htn"])
+    "did you mean 'diabetes'?"
+    >>> did_you_mean("x", ["diabetes", "htn"])
+    'valid: diabetes, htn'
+    """
+    options = sorted(str(option) for option in valid)
+    lowered = {option.lower(): option for option in options}
+    near = get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {lowered[near[0]]!r}?"
+    shown = ", ".join(options[:20]) + (", …" if len(options) > 20 else "")
+    return f"valid: {shown}" if options else "there is none to choose from"

@@ -1,0 +1,1 @@
+"""Turn held-out labels and predicted probabilities into figures of merit, intervals and plots."""

@@ -1,0 +1,296 @@
+"""Turn held-out labels and predictions into intervals and tests that say what is established.
+
+Everything here is conditional on the models as trained: it measures the luck of *which subjects*
+were held out, not of how a network was initialised. For that, see the spread over seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Self, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import norm, rankdata
+
+from ehr_sn.evaluate.metrics import Array, checked, class_sizes
+
+Z95 = float(norm.ppf(0.975))
+
+
+@dataclass(frozen=True)
+class MeanSD:
+    """Mean and standard deviation (ddof=1) of n values; one value alone has no spread: NaN."""
+
+    mean: float
+    sd: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.sd:.3f} (sd of {self.n})"
+
+    def as_metrics(self, prefix: str) -> dict[str, float]:
+        """`<prefix>_mean` and `<prefix>_sd`."""
+        return {f"{prefix}_mean": self.mean, f"{prefix}_sd": self.sd}
+
+
+@dataclass(frozen=True)
+class AUROC:
+    """An area under the ROC curve with DeLong's standard error and 95% interval.
+
+    >>> print(AUROC.from_se(0.8127, 0.011, n=1071, n_positive=140))
+    AUROC 0.813 (95% CI 0.791 to 0.834, DeLong; 140 of 1,071 positive)
+    """
+
+    value: float
+    se: float
+    ci_low: float
+    ci_high: float
+    n: int
+    n_positive: int
+
+    @classmethod
+    def from_se(cls, value: float, se: float, *, n: int, n_positive: int) -> Self:
+        """The Wald interval value ± 1.96 se, clipped to [0, 1]."""
+        return cls(value, se, *_wald(value, se, low=0.0), n=n, n_positive=n_positive)
+
+    def __str__(self) -> str:
+        return (
+            f"AUROC {self.value:.3f} (95% CI {self.ci_low:.3f} to {self.ci_high:.3f}, DeLong; "
+            f"{self.n_positive:,} of {self.n:,} positive)"
+        )
+
+    def as_metrics(self, prefix: str = "auroc") -> dict[str, float]:
+        """The value as `<prefix>`, everything else as `<prefix>_<name>`."""
+        return _as_metrics(self, "value", prefix)
+
+
+@dataclass(frozen=True)
+class PairedAUROC:
+    """Difference (a − b) of two AUROCs on the same subjects, its 95% interval and two-sided p.
+
+    p is NaN where the data allow no test: fewer than two subjects of a class, or a difference
+    whose standard error is zero.
+
+    >>> print(PairedAUROC.from_se(0.0123, 0.0047, n=853, n_positive=90))
+    AUROC difference +0.012 (95% CI +0.003 to +0.022, p = 0.009, paired DeLong; 90 of 853 positive)
+    """
+
+    difference: float
+    se: float
+    ci_low: float
+    ci_high: float
+    p: float
+    n: int
+    n_positive: int
+
+    @classmethod
+    def from_se(cls, difference: float, se: float, *, n: int, n_positive: int) -> Self:
+        """The Wald interval difference ± 1.96 se, clipped to [−1, 1], and p of its z-test."""
+        interval = _wald(difference, se, low=-1.0)
+        return cls(difference, se, *interval, _two_sided_p(difference, se), n, n_positive)
+
+    def __str__(self) -> str:
+        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        return (
+            f"AUROC difference {self.difference:+.3f} (95% CI {self.ci_low:+.3f} to "
+            f"{self.ci_high:+.3f}, {p}, paired DeLong; {self.n_positive:,} of {self.n:,} positive)"
+        )
+
+    def as_metrics(self, prefix: str = "auroc_difference") -> dict[str, float]:
+        """The difference as `<prefix>`, everything else as `<prefix>_<name>`."""
+        return _as_metrics(self, "difference", prefix)
+
+
+Result = TypeVar("Result", AUROC, PairedAUROC)
+
+
+def delong(y: ArrayLike, score: ArrayLike) -> AUROC:
+    """AUROC of one prediction with DeLong's 95% interval; `y` and `score` have shape (n,).
+
+    A perfect AUROC gets a zero-width interval, and fewer than two subjects of a class a NaN one:
+    both say that there are too few subjects, not that the value is certain. Raises ValueError as
+    `metrics.auroc` does. Source: see `delong_covariance`.
+
+    >>> print(delong([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.3, 0.7, 0.8]))
+    AUROC 0.889 (95% CI 0.581 to 1.000, DeLong; 3 of 6 positive)
+    """
+    below, above = _wins(y, np.asarray(score)[None])
+    area, variance = _areas_and_covariance(below, above)
+    return AUROC.from_se(float(area[0]), float(np.sqrt(variance[0, 0])), **_counts(below, above))
+
+
+def paired_delong(y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike) -> PairedAUROC:
+    """Is the AUROC of `a` different from that of `b` on the same subjects? All of shape (n,).
+
+    DeLong's test for correlated curves, two-sided. Predictions that rank the subjects alike have
+    difference 0 and p = 1. Raises ValueError as `metrics.auroc` does. Source: see
+    `delong_covariance`.
+
+    >>> y = [0, 0, 0, 0, 1, 1, 1, 1]
+    >>> a, b = [1, 2, 3, 5, 4, 6, 7, 8], [1, 6, 3, 7, 4, 5, 2, 8]
+    >>> print(paired_delong(y, a, b))
+    AUROC difference +0.375 (95% CI -0.072 to +0.822, p = 0.100, paired DeLong; 4 of 8 positive)
+    """
+    below, above = _wins(y, np.stack([score_a, score_b]))
+    area, variance = _areas_and_covariance(below[:1] - below[1:], above[:1] - above[1:])
+    se = float(np.sqrt(variance[0, 0]))
+    return PairedAUROC.from_se(float(area[0]), se, **_counts(below, above))
+
+
+def delong_covariance(y: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
+    """AUROCs of k predictions of the same subjects and the covariance matrix between them.
+
+    Parameters
+    ----------
+    y : shape (n,), 0 or 1
+    scores : shape (k, n)
+
+    Returns
+    -------
+    areas : shape (k,)
+    covariance : shape (k, k); NaN with fewer than two subjects of either class
+
+    Raises
+    ------
+    ValueError
+        As `metrics.auroc` does.
+
+    Notes
+    -----
+    DeLong, DeLong and Clarke-Pearson, Biometrics 44:837 (1988), by the midranks of Sun and Xu,
+    IEEE Signal Processing Letters 21:1389 (2014): O(k n log n), ties included.
+
+    Examples
+    --------
+    >>> areas, covariance = delong_covariance([0, 0, 1, 1], [[1, 3, 2, 4], [1, 2, 3, 4]])
+    >>> areas
+    array([0.75, 1.  ])
+    >>> covariance
+    array([[0.125, 0.   ],
+           [0.   , 0.   ]])
+    """
+    return _areas_and_covariance(*_wins(y, scores))
+
+
+def holm(p_values: ArrayLike) -> Array:
+    """Holm's step-down adjusted p-values, in the order given (Scand J Statist 6:65, 1979).
+
+    They control the chance of *any* false finding among the tests. A NaN (a test that could not
+    be made) stays NaN and does not count as a test. Shape (k,) in and out. Raises ValueError for
+    values outside [0, 1].
+
+    >>> holm([0.01, 0.04, float("nan"), 0.03])
+    array([0.03, 0.06,  nan, 0.06])
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    if p.ndim != 1 or ((p < 0) | (p > 1)).any():
+        raise ValueError(f"holm needs a flat list of p-values between 0 and 1, got shape {p.shape}")
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN sorts last
+    adjusted = np.full_like(p, np.nan)
+    still_open = np.arange(order.size, 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(still_open * p[order]))
+    return adjusted
+
+
+def over_splits(results: Sequence[Result]) -> Result:
+    """One result from the same comparison on several random splits of the same subjects.
+
+    The value is the mean over splits. Its standard error is *not* divided by √(number of splits):
+    the held-out sets of repeated random splits share subjects, so the splits are correlated by an
+    unknown amount, and treating them as independent would call noise a finding. Whatever the
+    correlation, the variance of the mean is at most the mean of the variances (it is reached when
+    all splits agree completely), so se = √mean(se²). The interval and p follow from that: they are
+    conservative, and repeating a split never narrows them.
+
+    Like each split's result it is conditional on the trained models: it says how far the subjects
+    held out may have favoured them, not how training again would turn out. n and n_positive are
+    rounded means. Raises ValueError for no results, TypeError for a mixture of the two kinds.
+
+    >>> splits = [AUROC.from_se(v, 0.02, n=500, n_positive=60) for v in (0.80, 0.82, 0.84)]
+    >>> print(over_splits(splits))
+    AUROC 0.820 (95% CI 0.781 to 0.859, DeLong; 60 of 500 positive)
+    """
+    if not results:
+        raise ValueError("no results to combine: pass one result a split")
+    kind = type(results[0])
+    if any(type(result) is not kind for result in results):
+        raise TypeError("results of different kinds: pass only AUROC or only PairedAUROC")
+    values = [r.value if isinstance(r, AUROC) else r.difference for r in results]
+    return kind.from_se(
+        float(np.mean(values)),
+        float(np.sqrt(np.mean([r.se**2 for r in results]))),
+        n=round(np.mean([r.n for r in results])),
+        n_positive=round(np.mean([r.n_positive for r in results])),
+    )
+
+
+def mean_sd(values: ArrayLike) -> MeanSD:
+    """Mean and sample standard deviation (ddof=1) of a flat list; the sd of one value is NaN.
+
+    It is the spread of single values, say over seeds, and not a standard error of the mean.
+    Raises ValueError for an empty list.
+
+    >>> print(mean_sd([0.80, 0.82, 0.84]))
+    0.820 ± 0.020 (sd of 3)
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or not x.size:
+        raise ValueError(f"mean_sd needs a flat list of at least one value, got shape {x.shape}")
+    return MeanSD(float(x.mean()), float(x.std(ddof=1)) if x.size > 1 else np.nan, x.size)
+
+
+def _wins(y: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
+    """Negatives scored below each positive (k, m), positives above each negative (k, n − m).
+
+    A tie counts one half. The rank of a positive among all subjects less its rank among the
+    positives is what it beats. These are exact half-integers, and are divided only at the very
+    end, so that predictions which rank alike differ by exactly zero.
+    """
+    positive, scores = checked(y, scores)
+    m, _ = class_sizes(positive)
+    ranks = rankdata(scores, axis=-1)
+    below = ranks[:, positive] - rankdata(scores[:, positive], axis=-1)
+    above = m - (ranks[:, ~positive] - rankdata(scores[:, ~positive], axis=-1))
+    return below, above
+
+
+def _areas_and_covariance(below: Array, above: Array) -> tuple[Array, Array]:
+    """Wins as fractions are DeLong's structural components; their scatter gives the covariance."""
+    m, n = below.shape[-1], above.shape[-1]
+    areas: Array = below.sum(axis=-1) / (m * n)
+    return areas, _scatter(below) / (m * n**2) + _scatter(above) / (n * m**2)
+
+
+def _scatter(wins: Array) -> Array:
+    """Covariance (ddof=1) between the rows; NaN where a single column leaves it unknown."""
+    k, n = wins.shape
+    if n < 2:
+        return np.full((k, k), np.nan)
+    centred = wins - wins.mean(axis=-1, keepdims=True)
+    covariance: Array = np.einsum("in,jn->ij", centred, centred) / (n - 1)
+    return covariance
+
+
+def _counts(below: Array, above: Array) -> dict[str, int]:
+    m = below.shape[-1]
+    return {"n": m + above.shape[-1], "n_positive": m}
+
+
+def _wald(value: float, se: float, *, low: float) -> tuple[float, float]:
+    lower, upper = np.clip([value - Z95 * se, value + Z95 * se], low, 1.0)
+    return float(lower), float(upper)
+
+
+def _two_sided_p(difference: float, se: float) -> float:
+    if se == 0:
+        return 1.0 if difference == 0 else np.nan
+    return float(2 * norm.sf(abs(difference) / se))
+
+
+def _as_metrics(result: AUROC | PairedAUROC, main: str, prefix: str) -> dict[str, float]:
+    return {
+        prefix if f.name == main else f"{prefix}_{f.name}": float(getattr(result, f.name))
+        for f in fields(result)
+    }

@@ -1,0 +1,207 @@
+"""Staged tables and feature statistics → findings: what in the data a person should know about."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from ehr_sn.config import Config
+from ehr_sn.errors import did_you_mean
+from ehr_sn.ingest.features import Feature
+from ehr_sn.ingest.tables import literals
+
+SAMPLED_SUBJECTS = 2_000
+MIN_SHARED_MOMENTS = 20
+REPEATS_FROM = 0.99  # share of equal values from which a code is said to repeat another
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth knowing: which check, about what, and how many of how many."""
+
+    check: str
+    where: str
+    count: int
+    of: int
+    message: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class FeatureStatistics:
+    """Counts over the feature matrix, gathered block by block."""
+
+    observed: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    rows: int = 0
+    empty_rows: int = 0
+
+    @classmethod
+    def of(cls, features: int) -> "FeatureStatistics":
+        return cls(
+            np.zeros(features, dtype=np.int64),
+            np.full(features, np.inf),
+            np.full(features, -np.inf),
+        )
+
+    def add(self, block: np.ndarray) -> None:
+        """Count one block of shape (rows, features), NaN = missing."""
+        mask = ~np.isnan(block)
+        self.rows += len(block)
+        self.observed += mask.sum(axis=0)
+        self.empty_rows += int((~mask.any(axis=1)).sum())
+        self.low = np.minimum(self.low, np.where(mask, block, np.inf).min(axis=0))
+        self.high = np.maximum(self.high, np.where(mask, block, -np.inf).max(axis=0))
+
+
+def find_all(
+    db: duckdb.DuckDBPyConnection,
+    config: Config,
+    features: list[Feature],
+    statistics: FeatureStatistics,
+    table_rows: dict[str, int],
+) -> list[Finding]:
+    """Every check, the most alarming first."""
+    return [
+        *_repeated_codes(db),
+        *_quarantined(db, table_rows),
+        *_absent_codes(db, config),
+        *_unused_codes(db, config),
+        *_useless_features(features, statistics),
+    ]
+
+
+def _repeated_codes(db: duckdb.DuckDBPyConnection) -> list[Finding]:
+    """Pairs of codes that hold the same value wherever a subject has both at one time.
+
+    Candidates come from a sample of subjects, so that the self-join stays small whatever the
+    size of the data; their counts are over everything.
+    """
+    suspects = _shared_moments(
+        db,
+        f"subject_id IN (SELECT subject_id FROM cohort ORDER BY hash(subject_id) LIMIT "
+        f"{SAMPLED_SUBJECTS})",
+    )
+    findings = []
+    for first, second in suspects:
+        pair = _shared_moments(db, f"code IN ({literals((first, second))})")
+        findings += [
+            Finding(
+                "repeated code",
+                f"{a}, {b}",
+                equal,
+                shared,
+                f"{a} and {b} hold the same value at {equal:,} of the {shared:,} moments that "
+                "have both: one of them may be a copying error; use only the one you trust",
+            )
+            for (a, b), (equal, shared) in pair.items()
+        ]
+    return findings
+
+
+def _shared_moments(
+    db: duckdb.DuckDBPyConnection, condition: str
+) -> dict[tuple[str, str], tuple[int, int]]:
+    found = db.execute(
+        f"""WITH value AS (
+            SELECT subject_id, time, code, numeric_value FROM events
+            WHERE numeric_value IS NOT NULL AND {condition})
+        SELECT a.code, b.code,
+            count(*) FILTER (a.numeric_value = b.numeric_value) AS equal, count(*) AS shared
+        FROM value a JOIN value b
+            ON a.subject_id = b.subject_id AND a.time = b.time AND a.code < b.code
+        GROUP BY 1, 2
+        HAVING shared >= {MIN_SHARED_MOMENTS} AND equal >= {REPEATS_FROM} * shared
+            AND count(DISTINCT a.numeric_value) > 2
+        ORDER BY 1, 2"""
+    ).fetchall()
+    return {(a, b): (equal, shared) for a, b, equal, shared in found}
+
+
+def _quarantined(db: duckdb.DuckDBPyConnection, table_rows: dict[str, int]) -> list[Finding]:
+    counted = db.execute(
+        """SELECT table_name, reason, action, count(*) FROM quarantine
+        GROUP BY ALL ORDER BY table_name, count(*) DESC, reason"""
+    ).fetchall()
+    return [
+        Finding("quarantine", table, n, table_rows[table], f"{reason}: {action}")
+        for table, reason, action, n in counted
+    ]
+
+
+def _configured_codes(config: Config) -> dict[str, str]:
+    """Each code that the configuration names, and the key that names it first."""
+    named: dict[str, str] = {}
+    for name, m in config.features.measurements.items():
+        named |= dict.fromkeys(m.codes or (name,), f"features.measurements.{name}")
+    for name, codes in config.features.history.items():
+        named |= dict.fromkeys(codes, f"features.history.{name}")
+    for name, label in config.labels.items():
+        named |= dict.fromkeys(label.codes, f"labels.{name}")
+    return named
+
+
+def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
+    present = [code for (code,) in db.execute("SELECT DISTINCT code FROM events").fetchall()]
+    return [
+        Finding(
+            "absent code",
+            key,
+            0,
+            0,
+            f"code {code!r} occurs in no event; {did_you_mean(code, present)}",
+        )
+        for code, key in _configured_codes(config).items()
+        if code not in set(present)
+    ]
+
+
+def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
+    used = literals(tuple(_configured_codes(config))) or "''"
+    unused = db.execute(
+        f"""SELECT source, count(DISTINCT code), count(*), min(code)
+        FROM events WHERE code NOT IN ({used}) GROUP BY source ORDER BY source"""
+    ).fetchall()
+    return [
+        Finding(
+            "unused code",
+            source,
+            events,
+            0,
+            f"{codes:,} codes in events that no feature or label uses ({example}"
+            f"{', …' if codes > 1 else ''})",
+        )
+        for source, codes, events, example in unused
+    ]
+
+
+def _useless_features(features: list[Feature], statistics: FeatureStatistics) -> list[Finding]:
+    rows = statistics.rows
+    missing = [f.name for f, n in zip(features, statistics.observed, strict=True) if n == 0]
+    constant = [
+        f.name
+        for f, low, high in zip(features, statistics.low, statistics.high, strict=True)
+        if low == high
+    ]
+    findings = [
+        Finding("all-missing feature", name, rows, rows, "no row has a value") for name in missing
+    ]
+    findings += [
+        Finding("constant feature", name, rows, rows, "every observed value is the same")
+        for name in constant
+    ]
+    if statistics.empty_rows:
+        findings.append(
+            Finding(
+                "empty row",
+                "features",
+                statistics.empty_rows,
+                rows,
+                "nothing at all is observed: the prediction is the same for each of these rows",
+            )
+        )
+    return findings
