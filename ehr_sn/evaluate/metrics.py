@@ -4,8 +4,6 @@ Labels `y` are 0 or 1, one a subject, shape `(n,)`. Scores may be any numbers th
 what is called `p` must be probabilities.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +70,7 @@ def auprc(y: ArrayLike, score: ArrayLike) -> float:
     >>> round(auprc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
     0.8333
     """
-    positive, score = checked(y, score)
+    positive, score = checked(y, score, ndim=1)
     class_sizes(positive)
     return float(average_precision_score(positive, score))
 
@@ -111,7 +109,7 @@ def calibration(y: ArrayLike, p: ArrayLike) -> Calibration:
     >>> f"slope {result.slope:.2f}, intercept {result.intercept:.2f}"
     'slope 2.89, intercept 0.23'
     """
-    positive, p = checked(y, p, probabilities=True)
+    positive, p = checked(y, p, ndim=1, probabilities=True)
     class_sizes(positive)
     lp = logit(np.clip(p, CLIP, 1 - CLIP))
     return Calibration(_recalibration_slope(positive, lp), _in_the_large(positive, lp))
@@ -127,8 +125,8 @@ def summarise(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
     auroc 0.75
     auprc 0.833
     brier 0.172
-    calibration_slope 1.83
-    calibration_intercept 0.127
+    calibration_slope 1.701
+    calibration_intercept 0.123
     """
     slope, intercept = calibration(y, p)
     return {
@@ -140,10 +138,15 @@ def summarise(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
     }
 
 
+_SHAPES = {None: "(..., n)", 1: "(n,)", 2: "(k, n)"}
+
+
 def checked(
-    y: ArrayLike, score: ArrayLike, *, probabilities: bool = False
+    y: ArrayLike, score: ArrayLike, *, ndim: int | None = None, probabilities: bool = False
 ) -> tuple[NDArray[np.bool_], Array]:
     """Labels as booleans (n,) and scores as float64 (..., n), or a ValueError that says why not.
+
+    `ndim` is the number of dimensions the scores must have, `probabilities` their limits.
 
     >>> checked([0, 2], [0.1, 0.2])
     Traceback (most recent call last):
@@ -151,10 +154,10 @@ def checked(
     """
     labels = np.asarray(y)
     score = np.asarray(score, dtype=np.float64)
-    if labels.ndim != 1 or score.shape[-1:] != labels.shape:
+    if labels.ndim != 1 or score.shape[-1:] != labels.shape or ndim not in (None, score.ndim):
         raise ValueError(
             f"y has shape {labels.shape} and the scores {score.shape}: "
-            "pass y of shape (n,) and scores of shape (..., n) for the same subjects"
+            f"pass y of shape (n,) and scores of shape {_SHAPES[ndim]} for the same subjects"
         )
     if wrong := labels.size - np.count_nonzero((labels == 0) | (labels == 1)):
         raise ValueError(

@@ -4,8 +4,6 @@ Everything here is conditional on the models as trained: it measures the luck of
 were held out, not of how a network was initialised. For that, see the spread over seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self, TypeVar
@@ -103,7 +101,7 @@ class PairedAUROC:
         return _as_metrics(self, "difference", prefix)
 
 
-Result = TypeVar("Result", AUROC, PairedAUROC)
+Estimate = TypeVar("Estimate", AUROC, PairedAUROC)
 
 
 def delong(y: ArrayLike, score: ArrayLike) -> AUROC:
@@ -194,7 +192,7 @@ def holm(p_values: ArrayLike) -> Array:
     return adjusted
 
 
-def over_splits(results: Sequence[Result]) -> Result:
+def over_splits(results: Sequence[Estimate]) -> Estimate:
     """One result from the same comparison on several random splits of the same subjects.
 
     The value is the mean over splits. Its standard error is *not* divided by √(number of splits):
@@ -248,7 +246,7 @@ def _wins(y: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
     positives is what it beats. These are exact half-integers, and are divided only at the very
     end, so that predictions which rank alike differ by exactly zero.
     """
-    positive, scores = checked(y, scores)
+    positive, scores = checked(y, scores, ndim=2)
     m, _ = class_sizes(positive)
     ranks = rankdata(scores, axis=-1)
     below = ranks[:, positive] - rankdata(scores[:, positive], axis=-1)

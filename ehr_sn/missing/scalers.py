@@ -129,8 +129,9 @@ class QuantileScaler(RowTransformer):
 
     Ranks lie in [0, 1], are interpolated linearly between stored quantiles, and tied entries
     share their middle rank, so a constant column becomes 0 and the two values of a flag stay near
-    0. Ranks are kept half a quantile step away from 0 and 1, which bounds the score of an entry
-    beyond the training range (±3.29 with 1000 quantiles).
+    0. Ranks are kept a margin away from 0 and 1, which bounds the score of an entry beyond the
+    training range: half a quantile step, or half an observation where fewer were made (±3.29
+    from 1000 observations on).
 
     scikit-learn's `QuantileTransformer` differs at the ends: it sends every entry that equals the
     training minimum or maximum to ±5.2, and so a constant column, both values of a flag, and
@@ -145,6 +146,8 @@ class QuantileScaler(RowTransformer):
     ----------
     quantiles_ : float64 array (number of quantiles, n_features)
         At evenly spaced ranks from 0 to 1; NaN for a column without observed training entries.
+    margin_ : float64 array (n_features,)
+        The least distance of a rank from 0 and 1.
 
     Examples
     --------
@@ -161,7 +164,9 @@ class QuantileScaler(RowTransformer):
         if self.n_quantiles < 1:
             raise ValueError(f"n_quantiles must be at least 1; got {self.n_quantiles!r}")
         ranks = np.linspace(0, 1, min(self.n_quantiles, len(X)))
-        known = ~np.isnan(X).all(axis=0)
+        count = (~np.isnan(X)).sum(axis=0)
+        known = count > 0
+        self.margin_ = 0.5 / np.clip(count, 1, self.n_quantiles)
         self.quantiles_ = np.full((len(ranks), X.shape[1]), np.nan)
         self.quantiles_[:, known] = np.maximum.accumulate(
             np.nanquantile(X[:, known], ranks, axis=0)  # rounding may break their order
@@ -169,13 +174,13 @@ class QuantileScaler(RowTransformer):
 
     def _transform(self, X: NDArray[np.floating]) -> NDArray[np.floating]:
         ranks = np.linspace(0, 1, len(self.quantiles_))
-        margin = 0.5 / len(ranks)
         scores = np.full_like(X, np.nan)
         for j in np.flatnonzero(~np.isnan(self.quantiles_[0])):
             x, quantiles = X[:, j], self.quantiles_[:, j]
             highest = np.interp(x, quantiles, ranks)
             lowest = 1 - np.interp(-x, -quantiles[::-1], ranks)
-            scores[:, j] = ndtri(np.clip((lowest + highest) / 2, margin, 1 - margin))
+            middle = (lowest + highest) / 2
+            scores[:, j] = ndtri(np.clip(middle, self.margin_[j], 1 - self.margin_[j]))
         return scores
 
 
@@ -186,6 +191,11 @@ class _QuietFit:
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)
             return super().fit(X, y)  # type: ignore[misc]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.array_api_support = False  # NumPy throughout, like all other steps
+        return tags
 
 
 class StandardScaler(_QuietFit, preprocessing.StandardScaler):

@@ -31,7 +31,7 @@ def test_scaling_uses_observed_training_entries_only(scaler):
     np.testing.assert_allclose(
         make_scaler(scaler).fit(gappy).transform(new),
         make_scaler(scaler).fit(column(values)).transform(new),
-        atol=0.2 if scaler == "quantile" else 0,  # as many quantiles as rows: 100 or 50
+        atol=0.01 if scaler == "quantile" else 0,  # its 100 or 50 stored quantiles differ
     )
 
 
@@ -85,7 +85,8 @@ def test_standard_scores_have_mean_zero_and_deviation_one_over_observed_entries(
 def test_quantile_scores_agree_with_scikit_learn_s_away_from_the_ends():
     X = np.random.default_rng(0).lognormal(size=(500, 3))
     peer = QuantileTransformer(n_quantiles=500, output_distribution="normal", subsample=None)
-    inner = np.all((X > X.min(axis=0)) & (X < X.max(axis=0)), axis=1)
+    low, high = X.min(axis=0), X.max(axis=0)
+    inner = ((low < X) & (high > X)).all(axis=1)
     np.testing.assert_allclose(
         QuantileScaler().fit_transform(X)[inner], peer.fit_transform(X)[inner], rtol=1e-5, atol=1e-9
     )
@@ -98,7 +99,7 @@ def test_tied_entries_share_the_score_of_their_middle_rank():
 
 
 def test_quantile_scores_of_values_beyond_the_training_range_are_bounded():
-    fitted = QuantileScaler().fit(np.random.default_rng(0).normal(size=(5000, 1)))
+    fitted = QuantileScaler().fit(np.random.default_rng(0).normal(size=(2000, 1)))
     np.testing.assert_allclose(
         fitted.transform(column([-1e9, 1e9])), column([-3.29, 3.29]), atol=0.01
     )

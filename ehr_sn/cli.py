@@ -1,0 +1,207 @@
+"""The front door, `ehr-sn COMMAND`: starts flows, prints tables, and says what to do on errors."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ehr_sn import __version__
+from ehr_sn.config import load_config
+from ehr_sn.errors import EhrSnError
+from ehr_sn.evaluate.table import all_methods, explain, headline
+from ehr_sn.ingest import store as stores
+
+app = typer.Typer(
+    help="Predict disease from incomplete EHR tables, and see which way of handling missing "
+    "entries works best.\n\nStart with `ehr-sn run configs/nafld.yaml`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="The data set's YAML, such as configs/nafld.yaml.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Record a new run even if this one has finished before.")
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Also write the results there; - for stdout."),
+]
+
+
+@app.command()
+def run(config: ConfigFile, force: Force = False, json_file: JsonFile = None) -> None:
+    """Ingest, train, evaluate and record everything in CONFIG; ends with the table.
+
+    What an earlier run finished is found again: an interrupted run resumes, a finished one only
+    prints its table.
+    """
+    loaded = load_config(config)
+    started = perf_counter()
+    err.print(f"[bold]{loaded.title or loaded.dataset}[/bold]: starting the pipeline …")
+    from flows.pipeline import pipeline
+
+    parent_id = pipeline(str(config), force=force)
+    took = perf_counter() - started
+    _print_results(config, json_file, parent_id)
+    _print_time(config, parent_id, took)
+    err.print("Every run, with curves and plots: [bold]ehr-sn ui[/bold] (or `make ui`)")
+
+
+@app.command()
+def ingest(config: ConfigFile) -> None:
+    """Turn CONFIG's tables into its Parquet store, or find it if it was made before."""
+    load_config(config)
+    from flows.ingest import ingest as flow
+
+    out.print(flow(str(config)), soft_wrap=True)
+
+
+@app.command()
+def train(config: ConfigFile, force: Force = False) -> None:
+    """Train and record the comparison in CONFIG, ingesting first only if that was not done."""
+    load_config(config)
+    from flows.train import train as flow
+
+    _print_results(config, None, flow(str(config), force=force))
+
+
+@app.command()
+def compare(config: ConfigFile, json_file: JsonFile = None) -> None:
+    """Print the newest finished comparison of CONFIG's data set, from MLflow."""
+    _print_results(config, json_file)
+
+
+@app.command()
+def check(
+    config: ConfigFile,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole report as JSON.")
+    ] = False,
+) -> None:
+    """Validate CONFIG and the tables it names. Trains nothing and writes nothing."""
+    report = stores.check(load_config(config))
+    if as_json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return
+    out.print(_tables_table(report), _labels_table(report), _findings_table(report))
+    observed = sum(f["observed_rate"] for f in report["features"]) / len(report["features"])
+    out.print(
+        f"{config} is valid: {report['rows']:,} rows, {len(report['features'])} features "
+        f"({observed:.0%} of entries observed), {len(report['labels'])} diseases."
+    )
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Open the MLflow UI on the recorded runs (Ctrl-C ends it)."""
+    from ehr_sn.tracking import tracking_uri
+
+    err.print(f"MLflow UI: http://{host}:{port}")
+    command = ["mlflow", "ui", "--backend-store-uri", tracking_uri(), "--host", host]
+    os.execv(sys.executable, [sys.executable, "-m", *command, "--port", str(port)])
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    out.print(__version__)
+
+
+def main() -> None:
+    """Run the command line. The user's errors print as one message each, and exit with code 1."""
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    try:
+        app()
+    except EhrSnError as error:
+        err.print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("Stopped. Run the same command again to resume.")
+        sys.exit(130)
+
+
+def _print_results(config: Path, json_file: Path | None, parent_id: str | None = None) -> None:
+    from ehr_sn import tracking
+
+    loaded = load_config(config)
+    parent = tracking.finished_run(loaded, parent_id)
+    if not parent.is_of(loaded):
+        err.print(f"[yellow]{config} has changed since the run shown here.[/yellow]")
+    results = parent.results()
+    if json_file == Path("-"):
+        print(json.dumps(results, indent=2))
+        return
+    for table in headline(results):
+        out.print(table)
+    out.print(all_methods(results))
+    out.print(explain(results), style="dim")
+    if json_file is not None:
+        json_file.write_text(json.dumps(results, indent=2) + "\n")
+        err.print(f"Written: {json_file}")
+
+
+def _print_time(config: Path, parent_id: str, took: float) -> None:
+    from ehr_sn import tracking
+
+    parts = tracking.finished_run(load_config(config), parent_id).seconds()
+    told = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in parts.items())
+    err.print(f"{took:.0f} s in all. Where the time of this comparison went: {told}.")
+
+
+def _tables_table(report: dict[str, Any]) -> Table:
+    table = Table(title="Tables", title_justify="left")
+    for column in ("Table", "Source"):
+        table.add_column(column)
+    for column in ("Rows", "Events", "Set aside", "Values made missing"):
+        table.add_column(column, justify="right")
+    counts = {(q["table"], q["action"]): q["count"] for q in report["quarantined"]}
+    for name, source in report["tables"].items():
+        table.add_row(
+            name,
+            source["location"],
+            f"{source['rows']:,}",
+            f"{report['events'][name]:,}" if name in report["events"] else "",
+            f"{counts.get((name, 'row set aside'), 0):,}",
+            f"{counts.get((name, 'value made missing'), 0):,}",
+        )
+    return table
+
+
+def _labels_table(report: dict[str, Any]) -> Table:
+    table = Table(title="Labels", title_justify="left")
+    table.add_column("Disease")
+    rules = ("rows", "recorded_before", "followed_too_short", "eligible", "positive")
+    for rule in rules:
+        table.add_column(rule.replace("_", " ").capitalize(), justify="right")
+    for disease, counts in report["labels"].items():
+        table.add_row(disease, *(f"{counts[r]:,}" if r in counts else "" for r in rules))
+    return table
+
+
+def _findings_table(report: dict[str, Any]) -> Table:
+    table = Table(title="Findings", title_justify="left")
+    table.add_column("Check", no_wrap=True)
+    table.add_column("Where")
+    table.add_column("Count", justify="right")
+    table.add_column("What")
+    for finding in report["findings"]:
+        table.add_row(
+            finding["check"], finding["where"], f"{finding['count']:,}", finding["message"]
+        )
+    return table

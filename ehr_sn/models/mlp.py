@@ -1,0 +1,252 @@
+"""Features → logits of disease: R independent multilayer perceptrons, stacked to compute as one.
+
+A *replicate* is one place along the first axis of every tensor here: its weights, its inputs, its
+logits. One batched matrix product does the work of R small ones, and replicate r computes what it
+would compute alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+INITIAL_WEIGHTS, SHUFFLING, DROPOUT = range(3)
+NORM_MOMENTUM, NORM_EPSILON = 0.1, 1e-5  # as torch.nn.BatchNorm1d
+
+
+def stream(seed: int, purpose: int) -> np.random.SFC64:
+    """Random bits of one seed for one purpose, the same on every device.
+
+    Nothing else that is drawn moves them. So replicates with one seed share initial weights,
+    shuffles and dropout, whatever their task or method: *common random numbers*, which make the
+    difference between two methods less noisy.
+
+    >>> stream(3, SHUFFLING).random_raw() == stream(3, SHUFFLING).random_raw()
+    True
+    """
+    return np.random.SFC64(np.random.SeedSequence([seed, purpose]))
+
+
+class StackedLinear(nn.Module):
+    """R affine maps: (R, B, n_in) to (R, B, n_out). `weight` is (R, n_in, n_out); bias begins at 0."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(weight.new_zeros(len(weight), 1, weight.shape[2]))
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """``gain · x @ weight + bias``; scaling the small weight is cheaper than scaling x."""
+        weight = self.weight if gain == 1.0 else self.weight * gain
+        if weight.shape[2] > 1:
+            return torch.baddbmm(self.bias, x, weight)
+        # With one column, sum(x · w) is several times faster than a batched matrix product.
+        return (x * weight.transpose(1, 2)).sum(2, keepdim=True) + self.bias
+
+
+class StackedBatchNorm(nn.Module):
+    """R batch normalisations, (R, B, n) to the same (Ioffe and Szegedy, ICML 2015).
+
+    As `torch.nn.BatchNorm1d`: the batch's own moments in training, their running averages after.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, n_replicates: int, n_units: int) -> None:
+        super().__init__()
+        shape = (n_replicates, 1, n_units)
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape))
+        self.register_buffer("running_mean", torch.zeros(shape))
+        self.register_buffer("running_var", torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            mean = x.mean(1, keepdim=True)
+            centred = x - mean
+            var = centred.square().mean(1, keepdim=True)  # torch.var is 50 times slower here
+            unbiased = x.shape[1] / max(x.shape[1] - 1, 1)
+            self.running_mean.lerp_(mean.detach(), NORM_MOMENTUM)
+            self.running_var.lerp_(var.detach() * unbiased, NORM_MOMENTUM)
+        else:
+            centred, var = x - self.running_mean, self.running_var
+        return torch.addcmul(self.bias, centred, self.weight * torch.rsqrt(var + NORM_EPSILON))
+
+
+class StackedMLP(nn.Module):
+    """R perceptrons, each with ReLU hidden layers and one logit: (R, B, D) to (R, B).
+
+    A hidden layer is linear, batch norm if asked for, ReLU, dropout in training. Replicate r's
+    weights start from ``seeds[r]`` alone: uniform, of variance 2/fan-in before a ReLU (He et al.,
+    ICCV 2015) and 1/fan-in before the logit; biases start at zero. All is float32.
+
+    Parameters
+    ----------
+    n_features : D
+    hidden : units of each hidden layer; none gives logistic regression
+    seeds : R non-negative integers, which may repeat
+    dropout : share of hidden units dropped in training, in [0, 1), to the nearest 1/256; the kept
+        ones are scaled up to match (Srivastava et al., JMLR 15:1929, 2014)
+    batch_norm : normalise each hidden layer over the batch, before its ReLU
+
+    Examples
+    --------
+    >>> model = StackedMLP(3, (8,), seeds=[0, 1])
+    >>> model(torch.zeros(5, 3)).shape  # five rows that both replicates share
+    torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        hidden: Sequence[int] = (64,),
+        *,
+        seeds: Sequence[int],
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.seeds = tuple(seeds)
+        self.dropout = round(dropout * 256) / 256
+        rngs = [np.random.Generator(stream(seed, INITIAL_WEIGHTS)) for seed in self.seeds]
+        self.layers, self.norms = nn.ModuleList(), nn.ModuleList()
+        n_in = n_features
+        for n_out in hidden:
+            self.layers.append(StackedLinear(_uniform(rngs, n_in, n_out, variance=2 / n_in)))
+            if batch_norm:
+                self.norms.append(StackedBatchNorm(len(rngs), n_out))
+            n_in = n_out
+        self.output = StackedLinear(_uniform(rngs, n_in, 1, variance=1 / n_in))
+        self._noise = {seed: stream(seed, DROPOUT) for seed in self.seeds}
+
+    def __len__(self) -> int:
+        """R, the number of replicates."""
+        return len(self.seeds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (R, B) of x: (R, B, D), or (B, D) for rows that all replicates share."""
+        h = x if x.ndim == 3 else x.expand(len(self), -1, -1)
+        dropout = self.dropout if self.training else 0.0
+        gain = 1.0
+        for i, layer in enumerate(self.layers):
+            h = layer(h, gain)
+            if self.norms:
+                h = self.norms[i](h)
+            if dropout:
+                # A unit is dropped by a zero before its ReLU, through which no gradient flows
+                # back: autograd need not know. Scaling the kept ones up is left to `gain`.
+                h.detach().mul_(self._kept(h))
+                gain = 1 / (1 - dropout)
+            h = h.relu_()
+        return self.output(h, gain).squeeze(2)
+
+    def _kept(self, h: Tensor) -> Tensor:
+        """1 where a unit of h (R, B, n) is kept, else 0 (uint8): one random byte a unit and seed."""
+        shape, count = h.shape[1:], h[0].numel()
+        noise = np.stack([bits.random_raw(count // 8 + 1) for bits in self._noise.values()])
+        kept = noise.view(np.uint8)[:, :count] >= round(self.dropout * 256)
+        by_seed = torch.from_numpy(kept.view(np.uint8)).to(h.device).view(-1, *shape)
+        if len(self._noise) == len(self.seeds):
+            return by_seed
+        place = {seed: i for i, seed in enumerate(self._noise)}
+        return by_seed[[place[seed] for seed in self.seeds]]
+
+    @torch.no_grad()
+    def predict_proba(
+        self,
+        x: Tensor | NDArray[np.float32],
+        rows: Tensor | None = None,
+        *,
+        block: int = 1024,
+    ) -> Tensor:
+        """Probabilities (R, N), float32, of x (N, D), or of those `rows` of it.
+
+        Rows are scored `block` at a time, the last block padded with zeros. A matrix product of
+        another shape may round differently; with one shape, a row gives bit for bit the same
+        whatever rows surround it (on one machine, and for one R and `block`).
+        """
+        x = torch.as_tensor(x, dtype=torch.float32)
+        n_rows = len(x) if rows is None else len(rows)
+        device = self.output.weight.device
+        padded = torch.zeros(block, x.shape[1], device=device)
+        out = torch.empty(len(self), n_rows, device=device)
+        was_training = self.training
+        self.eval()
+        for start in range(0, n_rows, block):
+            part = slice(start, min(start + block, n_rows))
+            n = part.stop - start
+            padded[:n] = x[part] if rows is None else x[rows[part]]
+            padded[n:] = 0
+            out[:, part] = self(padded)[:, :n].sigmoid()
+        self.train(was_training)
+        return out
+
+    def keep(self, index: Sequence[int]) -> None:
+        """Drop all other replicates, in place; the kept ones' noise goes on as if nothing happened."""
+        self.seeds = tuple(self.seeds[i] for i in index)
+        self._noise = {seed: self._noise[seed] for seed in self.seeds}
+        for tensor in self.tensors().values():
+            tensor.data = tensor.data[list(index)]
+
+    @torch.no_grad()
+    def put(self, index: Sequence[int], source: StackedMLP, at: Sequence[int]) -> None:
+        """Overwrite the replicates `index` by those of `source` at `at`."""
+        for mine, theirs in zip(self.tensors().values(), source.tensors().values(), strict=True):
+            mine[list(index)] = theirs[list(at)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter and buffer by name, each with the replicates along its first axis."""
+        return dict(self.named_parameters()) | dict(self.named_buffers())
+
+    def select(self, index: Sequence[int]) -> Self:
+        """A copy of some replicates, in the order of `index`; its dropout noise begins anew."""
+        chosen = torch.as_tensor(index, dtype=torch.long)
+        state = self.state()
+        dropout = state.pop("dropout")
+        state = {name: tensor[chosen] for name, tensor in state.items()} | {"dropout": dropout}
+        return self.from_state(state).to(self.output.weight.device)
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of all there is to the model, on the CPU: flat and contiguous, for safetensors."""
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.tensors().items()}
+        return tensors | {
+            "seeds": torch.tensor(self.seeds, dtype=torch.int64),
+            "dropout": torch.tensor(self.dropout, dtype=torch.float64),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The model whose `state()` this is, on the CPU.
+
+        >>> model = StackedMLP(3, (8, 4), seeds=[0, 1], batch_norm=True)
+        >>> x = torch.ones(1, 3)
+        >>> torch.equal(StackedMLP.from_state(model.state())(x), model(x))
+        True
+        """
+        n_layers = sum(name.startswith("layers.") for name in state) // 2
+        weights = [state[f"layers.{i}.weight"] for i in range(n_layers)] + [state["output.weight"]]
+        model = cls(
+            weights[0].shape[1],
+            [weight.shape[2] for weight in weights[:-1]],
+            seeds=state["seeds"].tolist(),
+            dropout=float(state["dropout"]),
+            batch_norm="norms.0.weight" in state,
+        )
+        for name, tensor in model.tensors().items():
+            tensor.data = state[name].detach().clone()
+        return model
+
+
+def _uniform(
+    rngs: Sequence[np.random.Generator], n_in: int, n_out: int, *, variance: float
+) -> Tensor:
+    """Weights (R, n_in, n_out), each replicate's from its own generator."""
+    bound = (3 * variance) ** 0.5
+    drawn = np.stack([rng.uniform(-bound, bound, (n_in, n_out)) for rng in rngs])
+    return torch.from_numpy(drawn.astype(np.float32))

@@ -1,0 +1,431 @@
+"""Results → MLflow, and back: everything said to MLflow, and nowhere else.
+
+One experiment a data set; one parent run a pipeline run; below it one run a disease, architecture,
+scaler and method. Runs carry flat parameters and metrics, so that they can be filtered, compared
+and plotted in the UI by clicking. Aggregates only: no row of any patient goes to MLflow.
+"""
+
+import json
+import math
+import os
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+import mlflow
+import numpy as np
+from matplotlib.figure import Figure
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.tracking import MlflowClient
+
+from ehr_sn import __version__
+from ehr_sn.config import Config, digest
+from ehr_sn.errors import EhrSnError
+from ehr_sn.evaluate.plots import roc_and_calibration, seed_strip
+from ehr_sn.evaluate.results import Result, curves, evaluate
+from ehr_sn.ingest.store import Store
+from ehr_sn.models.train import REFERENCE, Cell, HeldOut, TrainedCell, cell_path, read_cell
+
+DEFAULT_FOLDER = Path("mlruns")
+BATCH = 1000  # metrics that MLflow takes in one call
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """Where one pipeline run, of one store and one training configuration, is recorded."""
+
+    client: MlflowClient
+    experiment_id: str
+    parent_id: str
+    run_hash: str
+
+    @classmethod
+    def of(cls, config: Config, store: Store, parent_id: str) -> "Tracker":
+        """The tracker of a parent run that `tracked` has opened."""
+        client = _client()
+        run_hash = run_hash_of(config, store)
+        return cls(client, client.get_run(parent_id).info.experiment_id, parent_id, run_hash)
+
+    def is_finished(self) -> bool:
+        return str(self.client.get_run(self.parent_id).info.status) == "FINISHED"
+
+    def finished_comparisons(self, store: Store) -> set[tuple[str, str, str]]:
+        """(method, scaler, architecture) of what has been recorded for every disease.
+
+        What an interrupted run left half-said is deleted.
+        """
+        recorded: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+        for run in _children(self.client, self.experiment_id, self.parent_id):
+            params = run.data.params
+            key = params.get("method", ""), params.get("scaler", ""), params.get("architecture", "")
+            recorded[key].append(run)
+        finished = set()
+        for key, runs in recorded.items():
+            if [run.info.status for run in runs] == ["FINISHED"] * len(store.diseases):
+                finished.add(key)
+                continue
+            for run in runs:
+                self.client.delete_run(run.info.run_id)
+        return finished
+
+    def fail(self) -> None:
+        self.client.set_terminated(self.parent_id, status="FAILED")
+
+    def log_comparison(
+        self, config: Config, store: Store, method: str, scaler: str, architecture: str
+    ) -> None:
+        """Evaluate one method's trained cells and record a run a disease below the parent."""
+        cells = _read_cells(config, store, method, scaler, architecture)
+        reference = None
+        if method != REFERENCE and REFERENCE in config.train.methods:
+            reference = _held_out(_read_cells(config, store, REFERENCE, scaler, architecture))
+        held_out = _held_out(cells)
+        params = _params(config, method, scaler, architecture)
+        for i, result in enumerate(evaluate(held_out, reference)):
+            title = f"{result.disease} · {architecture} · {method} · {scaler}"
+            self._log_result(
+                store,
+                result,
+                {"disease": result.disease} | params,
+                _learning_curves(cells, i),
+                roc_and_calibration(curves(held_out[result.disease]), title=title),
+            )
+
+    def _log_result(
+        self,
+        store: Store,
+        result: Result,
+        params: dict[str, Any],
+        learning: dict[str, list[float]],
+        figure: Figure,
+    ) -> None:
+        run = self.client.create_run(
+            self.experiment_id,
+            run_name=f"{result.disease} · {params['architecture']} · {params['method']}",
+            tags=_tags(store, self.run_hash) | {"mlflow.parentRunId": self.parent_id},
+        )
+        run_id = run.info.run_id
+        self.client.log_inputs(run_id, [_dataset_input(store)])
+        by_step = learning | {
+            "test_auroc_seed": result.auroc_per_seed,
+            "test_auroc_split": result.auroc_per_split,
+        }
+        _log(self.client, run_id, params, result.as_metrics(), by_step)
+        self.client.log_figure(run_id, figure, "roc_and_calibration.png")
+        self.client.set_terminated(run_id)
+
+    def finish(self, config: Config, seconds: Mapping[str, float]) -> None:
+        """Close the parent run with the overview of all results and where the time went."""
+        results = FinishedRun(self.client, self.client.get_run(self.parent_id)).results()
+        title = f"{config.title or config.dataset}: AUROC on held-out subjects"
+        self.client.log_figure(self.parent_id, seed_strip(results, title=title), "comparison.png")
+        self.client.log_text(self.parent_id, json.dumps(results, indent=2), "comparison.json")
+        spent = {f"seconds_{name}": value for name, value in seconds.items()}
+        _log(self.client, self.parent_id, metrics=spent)
+        self.client.set_terminated(self.parent_id)
+
+
+@contextmanager
+def tracked(config: Config, store: Store, force: bool = False) -> Iterator[Tracker]:
+    """Open the parent run of this store and configuration: a new one, or the one to resume.
+
+    A run that finished is opened as it is, unless `force` asks for a new one. If the body fails
+    the run is marked as failed, and resumed the next time.
+    """
+    client = _client()
+    experiment_id = _experiment(client, config)
+    run_hash = run_hash_of(config, store)
+    existing = None if force else _parent(client, experiment_id, run_hash)
+    if existing is None:
+        run = client.create_run(
+            experiment_id,
+            run_name=f"{config.dataset} {run_hash[:6]}",
+            tags=_tags(store, run_hash)
+            | {"ehr_sn.kind": "pipeline", "ehr_sn.training_hash": config.training_hash},
+        )
+        client.log_inputs(run.info.run_id, [_dataset_input(store)])
+        _log(client, run.info.run_id, params=_parent_params(config, store))
+        client.log_text(
+            run.info.run_id,
+            json.dumps(store.manifest, indent=2, ensure_ascii=False),
+            "manifest.json",
+        )
+        existing = run
+    tracker = Tracker(client, experiment_id, existing.info.run_id, run_hash)
+    if not tracker.is_finished():
+        client.update_run(tracker.parent_id, status="RUNNING")
+    try:
+        yield tracker
+    except BaseException:
+        tracker.fail()
+        raise
+
+
+def run_hash_of(config: Config, store: Store) -> str:
+    """Hash of the store and of everything that the comparison depends on."""
+    return digest({"store": store.fingerprint, "training": config.training_hash})
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished pipeline run, read back from MLflow alone."""
+
+    client: MlflowClient
+    run: Run
+
+    def is_of(self, config: Config) -> bool:
+        """Whether it was made with the configuration's present training settings."""
+        return self.run.data.tags.get("ehr_sn.training_hash") == config.training_hash
+
+    def results(self) -> list[dict[str, Any]]:
+        """One flat dict a disease, architecture, scaler and method."""
+        runs = _children(self.client, self.run.info.experiment_id, self.run.info.run_id)
+        return [_as_result(self.client, run) for run in runs]
+
+    def seconds(self) -> dict[str, float]:
+        """Where the time went, the longest first."""
+        prefix = "seconds_"
+        metrics = self.run.data.metrics.items()
+        spent = {k.removeprefix(prefix): v for k, v in metrics if k.startswith(prefix)}
+        return dict(sorted(spent.items(), key=lambda item: -item[1]))
+
+
+def finished_run(config: Config, run_id: str | None = None) -> FinishedRun:
+    """The pipeline run of that id, or the newest finished one of the data set.
+
+    Raises
+    ------
+    EhrSnError
+        There is none.
+    """
+    client = _client()
+    if run_id is not None:
+        return FinishedRun(client, client.get_run(run_id))
+    experiment = client.get_experiment_by_name(config.dataset)
+    parent = experiment and _parent(client, experiment.experiment_id, finished=True)
+    if not parent:
+        raise EhrSnError(
+            f"MLflow at {tracking_uri()} has no finished run of {config.dataset!r}: "
+            "run `ehr-sn run CONFIG` first"
+        )
+    return FinishedRun(client, parent)
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or an SQLite file below ./mlruns."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    return given or f"sqlite:///{DEFAULT_FOLDER / 'mlflow.db'}"
+
+
+def _client() -> MlflowClient:
+    if tracking_uri().startswith("sqlite:///"):
+        Path(tracking_uri().removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(tracking_uri())
+    return MlflowClient()
+
+
+def _experiment(client: MlflowClient, config: Config) -> str:
+    experiment = client.get_experiment_by_name(config.dataset)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    own = not os.environ.get("MLFLOW_TRACKING_URI")
+    artifacts = (DEFAULT_FOLDER / "artifacts" / config.dataset).resolve().as_uri() if own else None
+    return str(client.create_experiment(config.dataset, artifact_location=artifacts))
+
+
+def _parent(
+    client: MlflowClient,
+    experiment_id: str,
+    run_hash: str | None = None,
+    finished: bool = False,
+) -> Run | None:
+    conditions = ["tags.`ehr_sn.kind` = 'pipeline'"]
+    if run_hash:
+        conditions.append(f"tags.`ehr_sn.run_hash` = '{run_hash}'")
+    if finished:
+        conditions.append("attributes.status = 'FINISHED'")
+    found = client.search_runs(
+        [experiment_id], " and ".join(conditions), max_results=1, order_by=["start_time DESC"]
+    )
+    return found[0] if found else None
+
+
+def _children(client: MlflowClient, experiment_id: str, parent_id: str) -> list[Run]:
+    condition, token, runs = f"tags.`mlflow.parentRunId` = '{parent_id}'", None, []
+    while True:
+        page = client.search_runs(
+            [experiment_id], condition, order_by=["start_time ASC"], page_token=token
+        )
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _key(run: Run) -> tuple[str, ...]:
+    params = run.data.params
+    return tuple(params.get(name, "") for name in ("disease", "architecture", "scaler", "method"))
+
+
+def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:
+    metrics = {k: None if math.isnan(v) else v for k, v in run.data.metrics.items()}
+    per_seed = client.get_metric_history(run.info.run_id, "test_auroc_seed")
+    against = f"test_auroc_minus_{REFERENCE}"
+    disease, architecture, scaler, method = _key(run)
+    return {
+        "disease": disease,
+        "architecture": architecture,
+        "method": method,
+        "scaler": scaler,
+        "auroc_per_seed": [m.value for m in sorted(per_seed, key=lambda m: m.step)],
+        "auroc_mean": metrics["test_auroc"],
+        "auroc_std": metrics["test_auroc_std"],
+        "auroc_split_std": metrics["test_auroc_split_std"],
+        "auroc_ensemble": metrics["test_auroc_ensemble"],
+        "ci_low": metrics["test_auroc_ci_low"],
+        "ci_high": metrics["test_auroc_ci_high"],
+        "auprc": metrics["test_auprc"],
+        "brier": metrics["test_brier"],
+        "calibration_slope": metrics["test_calibration_slope"],
+        "calibration_intercept": metrics["test_calibration_intercept"],
+        f"minus_{REFERENCE}": metrics.get(against),
+        f"minus_{REFERENCE}_ci_low": metrics.get(f"{against}_ci_low"),
+        f"minus_{REFERENCE}_ci_high": metrics.get(f"{against}_ci_high"),
+        f"minus_{REFERENCE}_p": metrics.get(f"{against}_p"),
+        f"minus_{REFERENCE}_p_holm": metrics.get(f"{against}_p_holm"),
+        "n_splits": int(run.data.params["splits"]),
+        "n_held_out": int(run.data.metrics["n_held_out"]),
+        "n_positive": int(run.data.metrics["n_positive"]),
+        "run_id": run.info.run_id,
+    }
+
+
+def _log(
+    client: MlflowClient,
+    run_id: str,
+    params: dict[str, Any] | None = None,
+    metrics: dict[str, float] | None = None,
+    by_step: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    now = int(time() * 1000)
+    values = [Metric(name, value, now, 0) for name, value in (metrics or {}).items()]
+    values += [
+        Metric(name, value, now, step)
+        for name, curve in (by_step or {}).items()
+        for step, value in enumerate(curve)
+    ]
+    client.log_batch(run_id, params=[Param(k, str(v)) for k, v in (params or {}).items()])
+    for start in range(0, len(values), BATCH):
+        client.log_batch(run_id, values[start : start + BATCH])
+
+
+def _read_cells(
+    config: Config, store: Store, method: str, scaler: str, architecture: str
+) -> list[TrainedCell]:
+    return [
+        read_cell(cell_path(config, store, Cell(method, scaler, architecture, split)), store)
+        for split in range(config.splits.repeats)
+    ]
+
+
+def _held_out(cells: list[TrainedCell]) -> dict[str, list[HeldOut]]:
+    return {disease: [cell.held_out[disease] for cell in cells] for disease in cells[0].held_out}
+
+
+def _learning_curves(cells: list[TrainedCell], disease: int) -> dict[str, list[float]]:
+    """Mean curves over all seeds and splits, up to the epoch that every replicate reached."""
+    learning = {}
+    for name in cells[0].curves:
+        replicates = [
+            curve[~np.isnan(curve)] for cell in cells for curve in cell.curves[name][disease]
+        ]
+        shared = min(len(curve) for curve in replicates)
+        learning[f"epoch_{name}"] = np.mean([c[:shared] for c in replicates], axis=0).tolist()
+    return learning
+
+
+def _params(config: Config, method: str, scaler: str, architecture: str) -> dict[str, Any]:
+    """Flat parameters of a run, under the same names in every run."""
+    train = config.train
+    network = train.architectures[architecture]
+    return {
+        "method": method,
+        "mask_appended": method.endswith("+mask"),
+        "scaler": scaler,
+        "winsorise": train.winsorise,
+        "architecture": architecture,
+        "hidden": "-".join(str(width) for width in network.hidden),
+        "dropout": network.dropout,
+        "batch_norm": network.batch_norm,
+        "learning_rate": train.learning_rate,
+        "weight_decay": train.weight_decay,
+        "batch_size": train.batch_size,
+        "max_epochs": train.max_epochs,
+        "patience": train.patience,
+        "balance_classes": train.balance_classes,
+        "seeds": train.seeds,
+        "splits": config.splits.repeats,
+    }
+
+
+def _tags(store: Store, run_hash: str) -> dict[str, str]:
+    tags = {
+        "ehr_sn.version": __version__,
+        "ehr_sn.run_hash": run_hash,
+        "ehr_sn.store": store.fingerprint,
+    }
+    commit = _git_commit()
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def _git_commit() -> str | None:
+    """Commit of the code in use, where it is a git checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _parent_params(config: Config, store: Store) -> dict[str, Any]:
+    train = config.train
+    return {
+        "dataset": config.dataset,
+        "store": store.fingerprint,
+        "rows": store.manifest["rows"],
+        "features": len(store.feature_names),
+        "diseases": ", ".join(store.diseases),
+        "methods": ", ".join(train.methods),
+        "scalers": ", ".join(train.scalers),
+        "architectures": ", ".join(train.architectures),
+        "seeds": train.seeds,
+        "splits": config.splits.repeats,
+    }
+
+
+def _dataset_input(store: Store) -> DatasetInput:
+    manifest = store.manifest
+    columns = [{"name": name, "type": "float"} for name in store.feature_names]
+    dataset = Dataset(
+        name=manifest["dataset"],
+        digest=store.fingerprint,
+        source_type="local",
+        source=json.dumps({"uri": str(store.path)}),
+        schema=json.dumps({"mlflow_colspec": columns}),
+        profile=json.dumps({"rows": manifest["rows"], "labels": manifest["labels"]}),
+    )
+    return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])

@@ -1,0 +1,101 @@
+"""Flow: Parquet store → trained cells and MLflow runs. `python flows/train.py CONFIG`
+
+What an earlier run finished is not done again, whether it was interrupted or not.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+
+from flows.ingest import ingest
+from flows.tasks import config_argument, step
+
+from prefect import flow
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ehr_sn import tracking
+from ehr_sn.config import load_config
+from ehr_sn.ingest.store import Store
+from ehr_sn.models import train as training
+
+
+@step(name="train cell", task_run_name="train {method} {scaler} {architecture} split {split}")
+def train_cell(
+    config_path: str, store_path: str, method: str, scaler: str, architecture: str, split: int
+) -> str:
+    cell = training.Cell(method, scaler, architecture, split)
+    return str(training.train_cell(load_config(config_path), Store(Path(store_path)), cell))
+
+
+@step(name="log comparison", task_run_name="log {method} {scaler} {architecture}")
+def log_comparison(
+    config_path: str, store_path: str, parent_id: str, method: str, scaler: str, architecture: str
+) -> None:
+    config, store = load_config(config_path), Store(Path(store_path))
+    tracker = tracking.Tracker.of(config, store, parent_id)
+    tracker.log_comparison(config, store, method, scaler, architecture)
+
+
+@flow(name="train")
+def train(config_path: str, store_path: str | None = None, force: bool = False) -> str:
+    """Train and record every comparison of a configuration; returns the MLflow parent run's id.
+
+    Without `store_path` the store is made or found first. `force` records a new parent run even
+    if one of the same store and configuration has finished.
+    """
+    store_path = store_path or ingest(config_path)
+    config, store = load_config(config_path), Store(Path(store_path))
+    with tracking.tracked(config, store, force) as tracker:
+        if tracker.is_finished():
+            return tracker.parent_id
+        recorded = tracker.finished_comparisons(store)
+        todo = [c for c in training.comparisons(config) if c not in recorded]
+        steps = len(todo) * (config.splits.repeats + 1)
+        with _Progress(steps) as progress:
+            for comparison in todo:
+                for split in range(config.splits.repeats):
+                    with progress.step("training", *comparison, f"split {split + 1}"):
+                        train_cell(config_path, store_path, *comparison, split)
+                with progress.step("recording", *comparison):
+                    log_comparison(config_path, store_path, tracker.parent_id, *comparison)
+        tracker.finish(config, progress.seconds)
+        return tracker.parent_id
+
+
+class _Progress(Progress):
+    """A progress bar that also keeps how long each kind of step took."""
+
+    def __init__(self, steps: int):
+        super().__init__(
+            TextColumn("{task.description:<60}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self.seconds: Counter[str] = Counter()
+        self._bar = self.add_task("", total=steps)
+
+    @contextmanager
+    def step(self, kind: str, *names: str) -> Iterator[None]:
+        self.update(self._bar, description=f"{kind} {' · '.join(names)}")
+        started = perf_counter()
+        yield
+        self.seconds[kind] += perf_counter() - started
+        self.advance(self._bar)
+
+
+if __name__ == "__main__":
+    print(train(config_argument(train.description)))

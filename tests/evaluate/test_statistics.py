@@ -1,0 +1,288 @@
+import warnings
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy.stats import kstest, norm
+from sklearn.metrics import roc_auc_score
+
+from ehr_sn.evaluate.metrics import auroc
+from ehr_sn.evaluate.statistics import (
+    AUROC,
+    PairedAUROC,
+    delong,
+    delong_covariance,
+    holm,
+    mean_sd,
+    over_splits,
+    paired_delong,
+)
+
+
+def two_scores(rng, n, *, gain_a=1.0, gain_b=1.0, prevalence=0.3, correlation=0.6):
+    """Labels and two correlated normal scores, each shifted by its gain for a positive."""
+    y = rng.random(n) < prevalence
+    shared, own = rng.normal(size=n), rng.normal(size=(2, n))
+    noise = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
+    return y, *(noise + np.array([[gain_a], [gain_b]]) * y)
+
+
+def by_definition(y, scores):
+    """AUROCs and their covariance from all m × n comparisons, as DeLong et al. wrote them."""
+    y = np.asarray(y, dtype=bool)
+    cases, controls = scores[:, y, None], scores[:, None, ~y]
+    psi = (cases > controls) + 0.5 * (cases == controls)
+    v10, v01 = psi.mean(axis=2), psi.mean(axis=1)
+    return psi.mean(axis=(1, 2)), np.cov(v10) / v10.shape[1] + np.cov(v01) / v01.shape[1]
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 8], ids=["most tied", "some tied", "none tied"])
+def test_areas_and_covariance_are_those_of_all_pairwise_comparisons(decimals):
+    y, a, b = two_scores(np.random.default_rng(decimals), 150)
+    scores = np.stack([a, b, a + b, -a]).round(decimals)
+    areas, covariance = delong_covariance(y, scores)
+    expected_areas, expected_covariance = by_definition(y, scores)
+    assert_allclose(areas, expected_areas, rtol=1e-12)
+    assert_allclose(covariance, expected_covariance, rtol=1e-9, atol=1e-15)
+
+
+def test_the_rating_data_of_hanley_and_mcneil_give_the_published_interval():
+    """109 CT images rated 1 to 5 (Radiology 143:29, 1982), with Stata's `roctab` as the reference:
+    area 0.8932, DeLong standard error 0.0307, interval 0.83295 to 0.95339.
+    """
+    ratings = np.arange(1, 6)
+    normal, abnormal = [33, 6, 6, 11, 2], [3, 2, 2, 11, 33]
+    score = np.concatenate([np.repeat(ratings, normal), np.repeat(ratings, abnormal)])
+    result = delong(np.repeat([0, 1], [58, 51]), score)
+    assert (result.n, result.n_positive) == (109, 51)
+    assert result.value == pytest.approx(0.8932, abs=5e-5)
+    assert result.se == pytest.approx(0.0307, abs=5e-5)
+    assert result.ci_low == pytest.approx(0.83295, abs=5e-6)
+    assert result.ci_high == pytest.approx(0.95339, abs=5e-6)
+
+
+def test_single_and_paired_results_agree_with_the_covariance_matrix():
+    y, a, b = two_scores(np.random.default_rng(0), 300, gain_a=1.5)
+    areas, covariance = delong_covariance(y, np.stack([a, b]))
+    one, paired = delong(y, a), paired_delong(y, a, b)
+    assert one.value == areas[0] == pytest.approx(roc_auc_score(y, a), abs=1e-14)
+    assert one.se == pytest.approx(np.sqrt(covariance[0, 0]))
+    assert paired.difference == pytest.approx(areas[0] - areas[1], abs=1e-14)
+    assert paired.se == pytest.approx(np.sqrt([1, -1] @ covariance @ [1, -1]))
+    assert paired.p == pytest.approx(2 * norm.sf(abs(paired.difference) / paired.se))
+    assert (one.n, one.n_positive) == (paired.n, paired.n_positive) == (300, y.sum())
+
+
+def test_standard_errors_are_close_to_the_bootstraps():
+    rng = np.random.default_rng(1)
+    y, a, b = two_scores(rng, 400)
+    cases, controls = np.flatnonzero(y), np.flatnonzero(~y)
+    areas = np.array(
+        [
+            auroc(y[rows], np.stack([a, b])[:, rows])
+            for rows in (
+                np.concatenate([rng.choice(cases, cases.size), rng.choice(controls, controls.size)])
+                for _ in range(600)
+            )
+        ]
+    )
+    assert delong(y, a).se == pytest.approx(areas[:, 0].std(), rel=0.1)
+    assert paired_delong(y, a, b).se == pytest.approx((areas[:, 0] - areas[:, 1]).std(), rel=0.1)
+
+
+def test_the_interval_covers_the_true_area_about_95_percent_of_the_time():
+    rng = np.random.default_rng(2)
+    truth = norm.cdf(1 / np.sqrt(2))
+    results = [delong(*two_scores(rng, 250)[:2]) for _ in range(800)]
+    assert 0.93 < np.mean([r.ci_low <= truth <= r.ci_high for r in results]) < 0.97
+
+
+def test_p_values_are_uniform_when_there_is_no_difference():
+    rng = np.random.default_rng(3)
+    p = [paired_delong(*two_scores(rng, 250)).p for _ in range(800)]
+    assert kstest(p, "uniform").pvalue > 0.01
+    assert 0.03 < np.mean(np.array(p) < 0.05) < 0.07
+
+
+def test_a_real_difference_is_found_and_its_interval_leaves_out_zero():
+    result = paired_delong(*two_scores(np.random.default_rng(4), 2000, gain_a=1.4))
+    assert result.p < 1e-6
+    assert 0 < result.ci_low < result.difference < result.ci_high
+
+
+def test_pairing_narrows_the_interval_of_correlated_predictions():
+    y, a, b = two_scores(np.random.default_rng(5), 500, correlation=0.9)
+    assert paired_delong(y, a, b).se < 0.6 * np.hypot(delong(y, a).se, delong(y, b).se)
+
+
+def test_exchanging_the_predictions_changes_only_the_sign():
+    y, a, b = two_scores(np.random.default_rng(6), 200, gain_b=1.3)
+    ab, ba = paired_delong(y, a, b), paired_delong(y, b, a)
+    assert (ba.difference, ba.se, ba.p) == (-ab.difference, ab.se, ab.p)
+    assert (ba.ci_low, ba.ci_high) == (-ab.ci_high, -ab.ci_low)
+
+
+@pytest.mark.parametrize("relation", [lambda a: a, lambda a: 3 * a - 1, np.exp])
+def test_predictions_that_rank_alike_differ_by_exactly_zero_without_a_warning(relation):
+    y, a, _ = two_scores(np.random.default_rng(7), 333)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = paired_delong(y, a, relation(a))
+    assert (result.difference, result.se, result.p) == (0, 0, 1)
+    assert (result.ci_low, result.ci_high) == (0, 0)
+
+
+def test_a_difference_without_any_spread_is_no_proof():
+    y = np.array([0] * 7 + [1] * 3)
+    assert np.isnan(paired_delong(y, y, np.zeros(10)).p)
+
+
+def test_a_perfect_prediction_has_an_interval_of_no_width_inside_the_unit_interval():
+    result = delong([0, 0, 1, 1], [1, 2, 3, 4])
+    assert (result.value, result.se, result.ci_low, result.ci_high) == (1, 0, 1, 1)
+
+
+def test_an_interval_never_leaves_the_possible_range():
+    result = delong([0, 0, 0, 1, 1, 1], [1, 2, 5, 4, 6, 7])
+    assert result.value + 1.96 * result.se > 1
+    assert result.ci_high == 1
+    assert PairedAUROC.from_se(-0.9, 0.5, n=9, n_positive=3).ci_low == -1
+
+
+def test_a_single_positive_has_an_area_but_no_interval_and_no_warning():
+    y, a, b = [0, 0, 0, 1], [1, 2, 4, 3], [1, 2, 3, 4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, paired = delong(y, a), paired_delong(y, a, b)
+    assert one.value == pytest.approx(2 / 3)
+    assert np.isnan([one.se, one.ci_low, one.ci_high, paired.se, paired.p]).all()
+
+
+@pytest.mark.parametrize("test", [delong, lambda y, s: paired_delong(y, s, s)])
+def test_one_class_is_an_error_that_says_what_to_do(test):
+    with pytest.raises(ValueError, match="only one class among 3 labels"):
+        test([1, 1, 1], [0.1, 0.2, 0.3])
+
+
+def test_many_predictions_where_one_is_meant_are_refused():
+    with pytest.raises(ValueError, match="y has shape"):
+        delong([0, 1, 1], [[0.1, 0.2, 0.3]] * 2)
+
+
+def test_holm_gives_the_adjusted_p_values_worked_out_by_hand():
+    # sorted .005 .01 .03 .04 times 4 3 2 1 = .02 .03 .06 .04, and never falling: .06 at the end
+    assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_never_exceeds_one_and_never_lowers_a_p_value():
+    p = np.random.default_rng(8).random(20)
+    adjusted = holm(p)
+    assert (adjusted >= p).all()
+    assert adjusted.max() == 1
+    assert (np.diff(adjusted[np.argsort(p)]) >= 0).all()
+
+
+def test_holm_passes_over_tests_that_could_not_be_made():
+    assert_allclose(holm([np.nan, 0.02, np.nan, 0.01]), [np.nan, 0.02, np.nan, 0.02])
+    assert holm([]).shape == (0,)
+    assert np.isnan(holm([np.nan])).all()
+
+
+def test_holm_refuses_what_is_not_a_p_value():
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        holm([0.2, 1.2])
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 50])
+def test_repeating_a_split_neither_moves_nor_narrows_its_result(repeats):
+    y, a, b = two_scores(np.random.default_rng(9), 200)
+    for result in (delong(y, a), paired_delong(y, a, b)):
+        combined = over_splits([result] * repeats)
+        assert type(combined) is type(result)
+        assert_allclose(list(combined.as_metrics().values()), list(result.as_metrics().values()))
+
+
+def test_over_splits_averages_values_and_variances_and_is_at_least_as_wide_as_the_mean_split():
+    rng = np.random.default_rng(10)
+    splits = [paired_delong(*two_scores(rng, n, gain_a=1.2)) for n in (100, 200, 401)]
+    combined = over_splits(splits)
+    se = np.array([split.se for split in splits])
+    assert combined.difference == pytest.approx(np.mean([split.difference for split in splits]))
+    assert combined.se == pytest.approx(np.sqrt(np.mean(se**2)))
+    assert combined.se >= se.mean()
+    assert combined.p == pytest.approx(2 * norm.sf(combined.difference / combined.se))
+    assert combined.ci_high - combined.ci_low == pytest.approx(2 * norm.ppf(0.975) * combined.se)
+    assert combined.n == 234
+
+
+def test_over_splits_is_conservative_for_held_out_sets_that_share_subjects():
+    """Splits drawn from a cohort that is itself drawn anew: the interval covers at least 95%."""
+    rng = np.random.default_rng(11)
+    truth = norm.cdf(1 / np.sqrt(2))
+
+    def covered():
+        y, score, _ = two_scores(rng, 400)
+        held_out = [rng.permutation(400)[:200] for _ in range(5)]
+        combined = over_splits([delong(y[rows], score[rows]) for rows in held_out])
+        return combined.ci_low <= truth <= combined.ci_high
+
+    assert np.mean([covered() for _ in range(200)]) >= 0.95
+
+
+def test_over_splits_carries_on_what_is_unknown_in_any_split():
+    known = AUROC.from_se(0.8, 0.02, n=100, n_positive=20)
+    unknown = AUROC.from_se(0.7, np.nan, n=100, n_positive=1)
+    combined = over_splits([known, unknown])
+    assert combined.value == pytest.approx(0.75)
+    assert np.isnan(combined.se)
+
+
+def test_over_splits_refuses_nothing_and_mixtures():
+    one, paired = (
+        AUROC.from_se(0.8, 0.1, n=9, n_positive=3),
+        PairedAUROC.from_se(0, 0.1, n=9, n_positive=3),
+    )
+    with pytest.raises(ValueError, match="no results to combine"):
+        over_splits([])
+    with pytest.raises(TypeError, match="different kinds"):
+        over_splits([one, paired])
+
+
+def test_results_cannot_be_changed_and_log_as_floats_under_their_prefix():
+    y, a, b = two_scores(np.random.default_rng(12), 100)
+    one, paired = delong(y, a), paired_delong(y, a, b)
+    with pytest.raises(FrozenInstanceError):
+        one.value = 1.0
+    names = ["", "_se", "_ci_low", "_ci_high", "_n", "_n_positive"]
+    assert list(one.as_metrics("held_out/auroc")) == [f"held_out/auroc{name}" for name in names]
+    assert list(paired.as_metrics()) == [
+        f"auroc_difference{name}" for name in [*names[:4], "_p", *names[4:]]
+    ]
+    logged = one.as_metrics() | paired.as_metrics()
+    assert {type(value) for value in logged.values()} == {float}
+    assert logged["auroc"] == one.value
+    assert logged["auroc_difference"] == paired.difference
+
+
+def test_results_print_themselves():
+    assert str(PairedAUROC.from_se(-0.05, 0.01, n=1000, n_positive=90)) == (
+        "AUROC difference -0.050 (95% CI -0.070 to -0.030, p < 0.001, paired DeLong; "
+        "90 of 1,000 positive)"
+    )
+    assert str(mean_sd([1.0, 2.0])) == "1.500 ± 0.707 (sd of 2)"
+
+
+def test_mean_sd_divides_by_n_minus_one():
+    values = [0.8, 0.83, 0.79, 0.81]
+    result = mean_sd(values)
+    assert (result.mean, result.n) == (pytest.approx(np.mean(values)), 4)
+    assert result.sd == pytest.approx(np.std(values, ddof=1))
+
+
+def test_a_single_value_has_no_spread_and_no_value_no_mean():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isnan(mean_sd([0.8]).sd)
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_sd([])

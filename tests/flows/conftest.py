@@ -1,0 +1,87 @@
+"""A small simulated cohort, a temporary Prefect and a temporary MLflow for whole pipelines."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+CONFIG = """\
+dataset: clinic
+title: Simulated clinic
+tables:
+  people: {path: people.csv}
+  labs: {path: labs.csv}
+  diagnoses: {path: diagnoses.csv}
+clock: {unit: days, origin: 2020-01-01}
+events:
+  - {table: labs, subject_id: person, time: day, code: test, numeric_value: result}
+  - {table: diagnoses, subject_id: person, time: day, code: icd}
+cohort: {table: people, subject_id: person, prediction_time: 0, follow_up_end: last_day}
+features:
+  static: {age: {column: age}}
+  measurements: {glucose: {}, pressure: {}}
+  aggregates: [last, mean, count]
+labels:
+  diabetes: {codes: [E11], within_days: 1000}
+  hypertension: {codes: [I10], within_days: 1000}
+splits: {repeats: 2}
+train:
+  seeds: 3
+  methods: [sparsity_normalization, zero, zero+mask]
+  max_epochs: 4
+  batch_size: 64
+  architectures:
+    mlp: {hidden: [8]}
+    mlp_dropout: {hidden: [8], dropout: 0.5}
+"""
+
+
+def simulate(folder: Path, subjects: int = 900, seed: int = 0) -> None:
+    """Write three CSV tables: two tests, each measured on two thirds, and the disease it drives."""
+    rng = np.random.default_rng(seed)
+    person = np.arange(1000, 1000 + subjects)
+    people = pd.DataFrame(
+        {"person": person, "age": rng.integers(20, 90, subjects), "last_day": 2000}
+    )
+    labs, diagnoses = [], []
+    for test, icd in (("glucose", "E11"), ("pressure", "I10")):
+        level = rng.normal(100, 15, subjects)
+        measured = rng.random(subjects) < 2 / 3
+        for day in (-300, -20):
+            result = level + rng.normal(0, 3, subjects)
+            rows = {"person": person, "day": day, "test": test, "result": result.round(1)}
+            labs.append(pd.DataFrame(rows)[measured])
+        ill = rng.random(subjects) < 1 / (1 + np.exp(-(level - 110) / 5))
+        rows = {"person": person, "day": rng.integers(1, 1000, subjects), "icd": icd}
+        diagnoses.append(pd.DataFrame(rows)[ill])
+    people.to_csv(folder / "people.csv", index=False)
+    pd.concat(labs).to_csv(folder / "labs.csv", index=False)
+    pd.concat(diagnoses).to_csv(folder / "diagnoses.csv", index=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect() -> Iterator[None]:
+    from flows import tasks  # noqa: F401  (sets Prefect's environment before it is imported)
+
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration of a simulated clinic; stores and MLflow live in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return make_clinic(tmp_path)
+
+
+def make_clinic(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    simulate(folder)
+    config = folder / "clinic.yaml"
+    config.write_text(CONFIG)
+    return config

@@ -1,0 +1,175 @@
+"""Whole pipelines on simulated tables, with a real Prefect and a real MLflow."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from flows.ingest import ingest
+from flows.pipeline import pipeline
+
+import pytest
+from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
+
+from ehr_sn import cli, tracking
+from ehr_sn.config import load_config
+from ehr_sn.ingest.store import Store
+from ehr_sn.ingest.store import ingest as ingest_store
+from ehr_sn.models import train as training
+
+METHODS = {"zero", "sparsity_normalization", "zero+mask"}
+ROOT = Path(__file__).parents[2]
+
+
+def children(parent_id: str, condition: str = "") -> list:
+    client = MlflowClient(tracking.tracking_uri())
+    experiment = client.get_experiment_by_name("clinic").experiment_id
+    mine = f"tags.`mlflow.parentRunId` = '{parent_id}'"
+    return list(client.search_runs([experiment], " and ".join(filter(None, [mine, condition]))))
+
+
+def cells() -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in Path("data/clinic/cells").iterdir()}
+
+
+def test_a_run_a_disease_architecture_and_method_stands_below_one_parent(clinic: Path) -> None:
+    parent_id = pipeline(str(clinic))
+    runs = children(parent_id)
+    assert len(runs) == 2 * 2 * 3
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    found = children(parent_id, "params.disease = 'diabetes' and params.architecture = 'mlp'")
+    assert {run.data.params["method"] for run in found} == METHODS
+    store = Store(Path(ingest(str(clinic))))
+    client = MlflowClient(tracking.tracking_uri())
+    for run in runs:
+        metrics = run.data.metrics
+        assert 0.5 < metrics["test_auroc"] < 1
+        assert metrics["test_auroc_ci_low"] < metrics["test_auroc_ensemble"]
+        assert run.inputs.dataset_inputs[0].dataset.digest == store.fingerprint
+        assert len(run.data.tags["mlflow.source.git.commit"]) == 40
+        seeds = client.get_metric_history(run.info.run_id, "test_auroc_seed")
+        assert sorted(m.step for m in seeds) == [0, 1, 2]
+        assert len(client.get_metric_history(run.info.run_id, "epoch_tuning_auroc")) >= 1
+        files = [file.path for file in client.list_artifacts(run.info.run_id)]
+        assert files == ["roc_and_calibration.png"]
+        compared = "test_auroc_minus_zero_p_holm" in metrics
+        assert compared == (run.data.params["method"] != "zero")
+    parent = client.get_run(parent_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["ehr_sn.store"] == store.fingerprint
+    assert parent.data.metrics["seconds_training"] > 0
+    files = {file.path for file in client.list_artifacts(parent_id)}
+    assert files == {"manifest.json", "comparison.png", "comparison.json"}
+
+
+def test_every_run_has_the_same_parameters_and_metrics(clinic: Path) -> None:
+    runs = children(pipeline(str(clinic)))
+    assert len({frozenset(run.data.params) for run in runs}) == 1
+    by_kind = Counter(frozenset(run.data.metrics) for run in runs)
+    assert len(by_kind) == 2  # with and without the difference from the reference
+
+
+def test_a_finished_pipeline_is_not_run_again_unless_forced(clinic: Path) -> None:
+    first = pipeline(str(clinic))
+    trained = cells()
+    assert pipeline(str(clinic)) == first
+    assert pipeline(str(clinic), force=True) != first
+    assert cells() == trained  # the same data and settings need no other networks
+
+
+def test_an_interrupted_run_resumes_with_what_was_finished(
+    clinic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_cell, calls = training.train_cell, []
+
+    def dies_at_the_sixth(*args: object) -> Path:
+        calls.append(args)
+        if len(calls) == 6:
+            raise RuntimeError("power cut")
+        return train_cell(*args)
+
+    monkeypatch.setattr(training, "train_cell", dies_at_the_sixth)
+    with pytest.raises(RuntimeError, match="power cut"):
+        pipeline(str(clinic))
+    finished = cells()
+    assert len(finished) == 5
+    monkeypatch.setattr(training, "train_cell", train_cell)
+
+    client = MlflowClient(tracking.tracking_uri())
+    experiment = client.get_experiment_by_name("clinic").experiment_id
+    (interrupted,) = client.search_runs([experiment], "tags.`ehr_sn.kind` = 'pipeline'")
+    assert interrupted.info.status == "FAILED"
+    assert pipeline(str(clinic)) == interrupted.info.run_id
+    assert len(children(interrupted.info.run_id)) == 2 * 2 * 3
+    assert finished.items() <= cells().items()
+    assert len(cells()) == 2 * 2 * 3
+
+
+def test_a_half_recorded_comparison_is_recorded_anew(clinic: Path) -> None:
+    parent_id = pipeline(str(clinic))
+    client = MlflowClient(tracking.tracking_uri())
+    half = children(parent_id, "params.disease = 'diabetes' and params.method = 'zero'")[0]
+    client.set_terminated(half.info.run_id, status="KILLED")
+    client.set_terminated(parent_id, status="FAILED")
+    assert pipeline(str(clinic)) == parent_id
+    runs = children(parent_id)
+    assert len(runs) == 2 * 2 * 3
+    assert half.info.run_id not in {run.info.run_id for run in runs}
+
+
+def test_the_same_seed_gives_the_same_bits(
+    clinic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(clinic)
+    cell = training.Cell("sparsity_normalization", "standard", "mlp_dropout", 1)
+    contents = []
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        store = Store(Path(ingest(str(clinic))))
+        trained = training.read_cell(training.train_cell(config, store, cell), store)
+        contents.append(trained.held_out["diabetes"].probability.tobytes())
+    assert contents[0] == contents[1]
+
+
+def test_training_needs_no_prefect(clinic: Path) -> None:
+    config = load_config(clinic)
+    store = Store(ingest_store(config))
+    path = training.train_cell(config, store, training.Cell("zero", "standard", "mlp", 0))
+    assert training.read_cell(path, store).held_out["diabetes"].probability.shape[0] == 3
+
+
+def test_compare_prints_and_writes_what_mlflow_holds(clinic: Path) -> None:
+    parent_id = pipeline(str(clinic))
+    done = CliRunner().invoke(cli.app, ["compare", str(clinic), "--json", "results.json"])
+    assert done.exit_code == 0, done.output
+    assert "w/o SN" in done.output
+    assert "Diabetes" in done.output
+    results = json.loads(Path("results.json").read_text())
+    assert len(results) == 12
+    runs = {run.info.run_id: run for run in children(parent_id)}
+    for result in results:
+        assert len(result["auroc_per_seed"]) == 3
+        mean = sum(result["auroc_per_seed"]) / 3
+        assert result["auroc_mean"] == pytest.approx(mean)
+        assert result["ci_low"] <= result["auroc_ensemble"] <= result["ci_high"]
+        assert 0 < result["n_positive"] < result["n_held_out"]
+        assert runs[result["run_id"]].data.params["disease"] == result["disease"]
+
+
+def test_compare_says_so_when_the_configuration_has_changed(clinic: Path) -> None:
+    pipeline(str(clinic))
+    clinic.write_text(clinic.read_text().replace("max_epochs: 4", "max_epochs: 5"))
+    done = CliRunner().invoke(cli.app, ["compare", str(clinic)])
+    assert "has changed since" in done.output
+
+
+def test_flow_files_run_by_themselves(clinic: Path) -> None:
+    script = ROOT / "flows" / "pipeline.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(clinic)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(children(done.stdout.split()[-1])) == 12
