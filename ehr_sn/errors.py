@@ -16,18 +16,26 @@ class DataError(EhrSnError):
     """The tables cannot be used as configured: names the table, the column and counts."""
 
 
-def did_you_mean(name: str, valid: Iterable[str]) -> str:
+def did_you_mean(name: str, valid: Iterable[str], list_all: bool = True) -> str:
     """Say which valid name is nearest to `name`, or list the valid ones.
+
+    With `list_all` false, names that are not near stay unsaid: they may hold what is not for all
+    eyes, such as the first patient of a file without a header.
 
     >>> did_you_mean("diabets", ["diabetes", "htn"])
     "did you mean 'diabetes'?"
     >>> did_you_mean("x", ["diabetes", "htn"])
     'valid: diabetes, htn'
+    >>> did_you_mean("x", ["diabetes", "htn"], list_all=False)
+    'nothing there has a name near it'
     """
     options = sorted(str(option) for option in valid)
     lowered = {option.lower(): option for option in options}
     near = get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.6)
     if near:
         return f"did you mean {lowered[near[0]]!r}?"
-    shown = ", ".join(options[:20]) + (", …" if len(options) > 20 else "")
-    return f"valid: {shown}" if options else "there is none to choose from"
+    if not options:
+        return "there is none to choose from"
+    if not list_all:
+        return "nothing there has a name near it"
+    return f"valid: {', '.join(options[:20])}" + (", …" if len(options) > 20 else "")

@@ -3,6 +3,7 @@
 What an earlier run finished is not done again, whether it was interrupted or not.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from flows.ingest import ingest
 from flows.tasks import config_argument, step
 
 from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -46,26 +48,31 @@ def log_comparison(
     tracker.log_comparison(config, store, method, scaler, architecture)
 
 
-@flow(name="train")
+@flow(name="train", task_runner=ThreadPoolTaskRunner(max_workers=os.cpu_count()))
 def train(config_path: str, store_path: str | None = None, force: bool = False) -> str:
     """Train and record every comparison of a configuration; returns the MLflow parent run's id.
 
     Without `store_path` the store is made or found first. `force` records a new parent run even
-    if one of the same store and configuration has finished.
+    if one of the same store and configuration has finished. Cells train side by side, one a core.
     """
     store_path = store_path or ingest(config_path)
     config, store = load_config(config_path), Store(Path(store_path))
+    splits = range(config.splits.repeats)
     with tracking.tracked(config, store, force) as tracker:
         if tracker.is_finished():
             return tracker.parent_id
         recorded = tracker.finished_comparisons(store)
         todo = [c for c in training.comparisons(config) if c not in recorded]
-        steps = len(todo) * (config.splits.repeats + 1)
-        with _Progress(steps) as progress:
+        cells = {
+            (c, split): train_cell.submit(config_path, store_path, *c, split)
+            for c in todo
+            for split in splits
+        }
+        with _Progress(len(cells) + len(todo)) as progress:
             for comparison in todo:
-                for split in range(config.splits.repeats):
+                for split in splits:
                     with progress.step("training", *comparison, f"split {split + 1}"):
-                        train_cell(config_path, store_path, *comparison, split)
+                        cells[comparison, split].result()
                 with progress.step("recording", *comparison):
                     log_comparison(config_path, store_path, tracker.parent_id, *comparison)
         tracker.finish(config, progress.seconds)

@@ -13,6 +13,7 @@ from ehr_sn.ingest.tables import literals
 
 SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20
+SHOWN_FROM_SUBJECTS = 5  # a rarer code may be free text about one patient: it is never shown
 REPEATS_FROM = 0.99  # share of equal values from which a code is said to repeat another
 
 
@@ -136,8 +137,8 @@ def _quarantined(db: duckdb.DuckDBPyConnection, table_rows: dict[str, int]) -> l
 def _configured_codes(config: Config) -> dict[str, str]:
     """Each code that the configuration names, and the key that names it first."""
     named: dict[str, str] = {}
-    for name, m in config.features.measurements.items():
-        named |= dict.fromkeys(m.codes or (name,), f"features.measurements.{name}")
+    for name, codes in config.features.measured_codes.items():
+        named |= dict.fromkeys(codes, f"features.measurements.{name}")
     for name, codes in config.features.history.items():
         named |= dict.fromkeys(codes, f"features.history.{name}")
     for name, label in config.labels.items():
@@ -146,25 +147,31 @@ def _configured_codes(config: Config) -> dict[str, str]:
 
 
 def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
-    present = [code for (code,) in db.execute("SELECT DISTINCT code FROM events").fetchall()]
+    subjects = dict(
+        db.execute("SELECT code, count(DISTINCT subject_id) FROM events GROUP BY 1").fetchall()
+    )
+    shown = [code for code, n in subjects.items() if n >= SHOWN_FROM_SUBJECTS]
     return [
         Finding(
             "absent code",
             key,
             0,
             0,
-            f"code {code!r} occurs in no event; {did_you_mean(code, present)}",
+            f"code {code!r} occurs in no event; {did_you_mean(code, shown)}",
         )
         for code, key in _configured_codes(config).items()
-        if code not in set(present)
+        if code not in subjects
     ]
 
 
 def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
-    used = literals(tuple(_configured_codes(config))) or "''"
     unused = db.execute(
-        f"""SELECT source, count(DISTINCT code), count(*), min(code)
-        FROM events WHERE code NOT IN ({used}) GROUP BY source ORDER BY source"""
+        f"""SELECT source, count(*), sum(events)::BIGINT,
+            min(code) FILTER (subjects >= {SHOWN_FROM_SUBJECTS})
+        FROM (SELECT source, code, count(*) AS events, count(DISTINCT subject_id) AS subjects
+            FROM events WHERE code NOT IN ({literals(tuple(_configured_codes(config)))})
+            GROUP BY ALL)
+        GROUP BY source ORDER BY source"""
     ).fetchall()
     return [
         Finding(
@@ -172,8 +179,8 @@ def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
             source,
             events,
             0,
-            f"{codes:,} codes in events that no feature or label uses ({example}"
-            f"{', …' if codes > 1 else ''})",
+            f"{codes:,} codes in events that no feature or label uses"
+            + (f", such as {example}" if example is not None else ""),
         )
         for source, codes, events, example in unused
     ]

@@ -25,11 +25,12 @@ def stage_labels(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
     1 where recorded by t, else 0.
     """
     attrition = {}
+    outcomes = {name: identifier(f"outcome_{name}") for name in config.labels}
     for name, label in config.labels.items():
-        outcome = identifier(f"outcome_{name}")
+        outcome = outcomes[name]
         db.execute(
             f"""CREATE TABLE {outcome} AS
-            SELECT row, recorded_before, ({_rule(label)})::TINYINT AS {identifier(name)}
+            SELECT row, recorded_before, ({_rule(label)})::TINYINT AS label
             FROM (
                 SELECT c.row, any_value(c.prediction_time) AS prediction_time,
                     any_value(c.follow_up_end) AS follow_up_end,
@@ -40,8 +41,8 @@ def stage_labels(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
                 GROUP BY c.row)"""
         )
         rows, before, eligible, positive = db.execute(
-            f"""SELECT count(*), count(*) FILTER (recorded_before), count({identifier(name)}),
-                count(*) FILTER ({identifier(name)} = 1) FROM {outcome}"""
+            f"""SELECT count(*), count(*) FILTER (recorded_before), count(label),
+                count(*) FILTER (label = 1) FROM {outcome}"""
         ).fetchall()[0]
         left = (
             {}
@@ -49,8 +50,8 @@ def stage_labels(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
             else {"recorded_before": before, "followed_too_short": rows - before - eligible}
         )
         attrition[name] = {"rows": rows, **left, "eligible": eligible, "positive": positive}
-    joins = " ".join(f"JOIN {identifier(f'outcome_{name}')} USING (row)" for name in config.labels)
-    columns = ", ".join(identifier(name) for name in config.labels)
+    joins = " ".join(f"JOIN {outcome} USING (row)" for outcome in outcomes.values())
+    columns = ", ".join(f"{outcome}.label AS {identifier(n)}" for n, outcome in outcomes.items())
     db.execute(f"CREATE TABLE labels AS SELECT row, {columns} FROM cohort {joins} ORDER BY row")
     return attrition
 

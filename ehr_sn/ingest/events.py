@@ -14,14 +14,16 @@ DuckDB tables made here:
 
 import duckdb
 
-from ehr_sn.config import Clock, Config, Range
+from ehr_sn.config import Clock, Config, Events, Range
 from ehr_sn.errors import DataError
-from ehr_sn.ingest.tables import count, identifier, literal, literals
+from ehr_sn.ingest.tables import count, identifier, literal, literals, source
 
 SET_ASIDE = "row set aside"
 MADE_MISSING = "value made missing"
+LARGEST = 1e18  # beyond it no measurement lies, and a slope per year may leave float32
 
 _SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+_NO_TIME = "does not parse as a time between the years 1 and 9999"
 
 
 def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> None:
@@ -35,43 +37,46 @@ def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     _create_quarantine(db)
     cohort = config.cohort
     statics = config.features.static
-    source = identifier(cohort.table)
-    values = "".join(f", {identifier(s.column)} AS {_raw(name)}" for name, s in statics.items())
+    raw = {name: identifier(f"raw_{name}") for name in statics}
+    values = "".join(f", {identifier(s.column)} AS {raw[name]}" for name, s in statics.items())
     db.execute(
         f"""CREATE TABLE staged_cohort AS SELECT _row,
-            {identifier(cohort.subject_id)}::{_subject_type(db, config)} AS subject_id,
+            {_subject(cohort.subject_id, _subject_type(db, config))} AS subject_id,
             {_time(cohort.prediction_time, config.clock)} AS prediction_time,
             {_time(cohort.follow_up_end, config.clock)} AS follow_up_end,
-            {_given(cohort.prediction_time)} AS time_given {values}
-        FROM {source}"""
+            {_given(cohort.prediction_time)} AS time_given,
+            {_given(cohort.follow_up_end)} AS end_given {values}
+        FROM {source(cohort.table)}"""
     )
-    # Identical but for the row number: later ones repeat the first. Else nobody can say which
-    # one is right, and all of them are set aside.
+    # Alike in all that is used: later ones repeat the first. Else nobody can say which one is
+    # right, and all of them are set aside.
+    used = ["follow_up_end", *(_number(raw[name]) for name in statics)]
     db.execute(
         f"""CREATE TABLE judged_cohort AS SELECT *, CASE
             WHEN subject_id IS NULL THEN 'no subject_id'
             WHEN NOT time_given THEN 'no prediction time'
-            WHEN prediction_time IS NULL THEN 'prediction time does not parse'
+            WHEN prediction_time IS NULL THEN 'prediction time {_NO_TIME}'
             WHEN min(content) OVER same <> max(content) OVER same
-                THEN 'subject appears more than once, with different values'
+                THEN 'subject appears again at this prediction time, with other values'
             WHEN row_number() OVER (same ORDER BY _row) > 1 THEN 'repeats an earlier row'
             END AS reason
-        FROM (SELECT *, hash({_columns(db, "staged_cohort")}) AS content FROM staged_cohort)
+        FROM (SELECT *, hash({", ".join(used)}) AS content FROM staged_cohort)
         WINDOW same AS (PARTITION BY subject_id, prediction_time)"""
     )
     _quarantine(db, "judged_cohort", cohort.table, "reason", SET_ASIDE)
     if not count(db, "SELECT count(*) FROM judged_cohort WHERE reason IS NULL"):
-        reasons = db.execute("SELECT reason, count(*) FROM judged_cohort GROUP BY 1").fetchall()
-        told = "; ".join(f"{n} rows: {reason}" for reason, n in reasons)
-        raise DataError(f"{config.where('cohort')}: no row of {cohort.table} is usable ({told})")
+        raise DataError(_nothing_usable(db, config.where("cohort"), cohort.table))
+    no_end = f"""CASE WHEN reason IS NULL AND end_given AND follow_up_end IS NULL
+        THEN 'end of follow-up {_NO_TIME}' END"""
+    _quarantine(db, "judged_cohort", cohort.table, no_end, MADE_MISSING)
     usable = ""
     for name, static in statics.items():
-        raw = _raw(name)
-        _require_some_number(db, config.where(f"features.static.{name}"), "judged_cohort", raw)
-        bad = _value_reason(raw, static.column, _implausible(raw, static, name))
+        where = config.where(f"features.static.{name}")
+        _require_some_number(db, where, cohort.table, static.column)
+        bad = _value_reason(raw[name], static.column, _implausible(raw[name], static, name))
         reason = f"CASE WHEN reason IS NULL THEN {bad} END"
         _quarantine(db, "judged_cohort", cohort.table, reason, MADE_MISSING)
-        usable += f", CASE WHEN {bad} IS NULL THEN {_number(raw)} END AS {identifier(name)}"
+        usable += f", CASE WHEN {bad} IS NULL THEN {_number(raw[name])} END AS {identifier(name)}"
     db.execute(
         f"""CREATE TABLE cohort AS SELECT
             row_number() OVER (ORDER BY subject_id, prediction_time) - 1 AS row,
@@ -90,64 +95,98 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         A column of values holds no number at all.
     """
     subject_type = _subject_type(db, config)
+    tables = tuple(dict.fromkeys(events.table for events in config.events))
     db.execute(
-        f"""CREATE TABLE events (source VARCHAR, subject_id {subject_type}, time TIMESTAMP,
-            code VARCHAR, numeric_value DOUBLE)"""
+        f"""CREATE TABLE events (source ENUM ({literals(tables)}), subject_id {subject_type},
+            time TIMESTAMP, code VARCHAR, numeric_value DOUBLE)"""
     )
-    for i, source in enumerate(config.events):
-        value = identifier(source.numeric_value) if source.numeric_value else "NULL"
-        bad = _value_reason("value", source.numeric_value, _implausible_event(config))
-        table = identifier(source.table)
-        if source.numeric_value:
-            _require_some_number(db, config.where(f"events.{i}.numeric_value"), table, value)
-        db.execute(
-            f"""CREATE TABLE staged AS SELECT s._row,
-                TRY_CAST(s.{identifier(source.subject_id)} AS {subject_type}) AS subject_id,
-                s.{identifier(source.subject_id)} IS NOT NULL AS subject_given,
-                {_time(source.time, source.clock or config.clock)} AS time,
-                {_given(source.time)} AS time_given,
-                s.{identifier(source.code)}::VARCHAR AS code,
-                {value} AS value
-            FROM {table} s"""
-        )
-        db.execute(
-            f"""CREATE TABLE judged AS SELECT * REPLACE (CASE
-                    WHEN reason IS NULL AND copy > 1 THEN 'repeats an earlier row'
-                    ELSE reason END AS reason)
-            FROM (SELECT *, row_number() OVER (
-                    PARTITION BY reason, subject_id, time, code, TRY_CAST(value AS DOUBLE),
-                        CASE WHEN TRY_CAST(value AS DOUBLE) IS NULL THEN value::VARCHAR END
-                    ORDER BY _row) AS copy
-                FROM (SELECT staged.*,
-                    CASE
-                        WHEN NOT subject_given THEN 'no subject_id'
-                        WHEN known.subject_id IS NULL THEN 'subject is not in the cohort'
-                        WHEN NOT time_given THEN 'no time'
-                        WHEN time IS NULL THEN 'time does not parse'
-                        WHEN code IS NULL THEN 'no code'
-                    END AS reason,
-                    {bad} AS value_reason
-                FROM staged LEFT JOIN (SELECT DISTINCT subject_id FROM cohort) known
-                    ON staged.subject_id = known.subject_id))"""
-        )
-        _quarantine(db, "judged", source.table, "reason", SET_ASIDE)
+    for i, events in enumerate(config.events):
+        if events.numeric_value:
+            where = config.where(f"events.{i}.numeric_value")
+            _require_some_number(db, where, events.table, events.numeric_value)
+        _judge(db, config, events, subject_type)
+        _quarantine(db, "judged", events.table, "reason", SET_ASIDE)
         kept = "CASE WHEN reason IS NULL THEN value_reason END"
-        _quarantine(db, "judged", source.table, kept, MADE_MISSING)
+        _quarantine(db, "judged", events.table, kept, MADE_MISSING)
         db.execute(
-            f"""INSERT INTO events SELECT {literal(source.table)}, subject_id, time, code,
-                CASE WHEN value_reason IS NULL THEN {_number("value")} END
+            f"""INSERT INTO events SELECT {literal(events.table)}, subject_id, time, code,
+                CASE WHEN value_reason IS NULL THEN number END
             FROM judged WHERE reason IS NULL"""
         )
-        db.execute("DROP TABLE staged; DROP TABLE judged")
+        db.execute("DROP TABLE judged")
+
+
+def require_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
+    """Refuse a table of events of which nothing is usable: its columns may be confused.
+
+    Raises
+    ------
+    DataError
+        With the reasons and how often each occurs.
+    """
+    for i, events in enumerate(config.events):
+        if not count(db, f"SELECT count(*) FROM events WHERE source = {literal(events.table)}"):
+            raise DataError(_nothing_usable(db, config.where(f"events.{i}"), events.table))
+
+
+def _judge(
+    db: duckdb.DuckDBPyConnection, config: Config, events: Events, subject_type: str
+) -> None:
+    """Make the table `judged`: a source's rows, with the reasons against row and value."""
+    value = identifier(events.numeric_value) if events.numeric_value else "NULL::DOUBLE"
+    value_reason = _value_reason("value", events.numeric_value, _implausible_event(config))
+    db.execute(
+        f"""CREATE TABLE judged AS SELECT _row, subject_id, time, code,
+            {_number("value")} AS number,
+            CASE
+                WHEN NOT subject_given THEN 'no subject_id'
+                WHEN subject_id IS NULL THEN 'subject is not in the cohort'
+                WHEN NOT time_given THEN 'no time'
+                WHEN time IS NULL THEN 'time {_NO_TIME}'
+                WHEN code IS NULL THEN 'no code'
+            END AS reason,
+            {value_reason} AS value_reason
+        FROM (SELECT _row, known.subject_id, {value} AS value,
+                {_given(events.subject_id)} AS subject_given,
+                {_time(events.time, events.clock or config.clock)} AS time,
+                {_given(events.time)} AS time_given,
+                {identifier(events.code)}::VARCHAR AS code
+            FROM {source(events.table)} LEFT JOIN (SELECT DISTINCT subject_id FROM cohort) known
+                ON known.subject_id = {_subject(events.subject_id, subject_type)})"""
+    )
+    db.execute(
+        """UPDATE judged SET reason = 'repeats an earlier row'
+        FROM (SELECT subject_id, time, code, number, value_reason, min(_row) AS first_row
+            FROM judged WHERE reason IS NULL GROUP BY ALL HAVING count(*) > 1) repeated
+        WHERE judged.reason IS NULL AND judged._row > first_row
+            AND (judged.subject_id, judged.time, judged.code)
+                = (repeated.subject_id, repeated.time, repeated.code)
+            AND judged.number IS NOT DISTINCT FROM repeated.number
+            AND judged.value_reason IS NOT DISTINCT FROM repeated.value_reason"""
+    )
 
 
 def _subject_type(db: duckdb.DuckDBPyConnection, config: Config) -> str:
-    """BIGINT where every subject is a whole number, as MEDS has it, whatever the file's type."""
+    """BIGINT where every subject of the cohort is a whole number, as MEDS has it, else VARCHAR."""
     subject = identifier(config.cohort.subject_id)
-    whole = f"coalesce(TRY_CAST({subject} AS BIGINT)::VARCHAR = {subject}::VARCHAR, FALSE)"
-    table = identifier(config.cohort.table)
-    others = count(db, f"SELECT count(*) FROM {table} WHERE {subject} IS NOT NULL AND NOT {whole}")
+    others = count(
+        db,
+        f"""SELECT count(*) FROM {source(config.cohort.table)}
+        WHERE {subject} IS NOT NULL AND {_subject(config.cohort.subject_id, "BIGINT")} IS NULL""",
+    )
     return "VARCHAR" if others else "BIGINT"
+
+
+def _subject(column: str, subject_type: str) -> str:
+    """SQL for a subject as it is compared: as written, or as a whole number.
+
+    7 and 7.0 (as tables with gaps hold whole numbers) are the same number; 007 and 7.6, which a
+    plain cast would also take for numbers, are none.
+    """
+    written = f"{identifier(column)}::VARCHAR"
+    if subject_type == "VARCHAR":
+        return written
+    return rf"TRY_CAST(regexp_extract({written}, '^(0|-?[1-9]\d*)(\.0+)?$', 1) AS BIGINT)"
 
 
 def _create_quarantine(db: duckdb.DuckDBPyConnection) -> None:
@@ -167,17 +206,21 @@ def _quarantine(
 
 
 def _time(column: str | float | None, clock: Clock) -> str:
-    """SQL for a column, or a constant on the clock, as a timestamp; NULL where it is none."""
+    """SQL for a column, or a constant on the clock, as a timestamp in UTC, NULL if it is none."""
     if column is None:
         return "NULL::TIMESTAMP"
-    written = identifier(column) if isinstance(column, str) else repr(float(column))
+    written = identifier(column) if isinstance(column, str) else repr(column)
     if clock.unit != "timestamp":
         since = f"TRY_CAST({written} AS DOUBLE) * {_SECONDS[clock.unit]}e6"
         origin = f"TIMESTAMP {literal(clock.origin.isoformat(sep=' '))}"
-        return f"TRY({origin} + to_microseconds(CAST({since} AS BIGINT)))"
-    if clock.format is not None:
-        return f"try_strptime({written}::VARCHAR, {literal(clock.format)})"
-    return f"TRY_CAST({written}::VARCHAR AS TIMESTAMP)"
+        time = f"TRY({origin} + to_microseconds(CAST({since} AS BIGINT)))"
+    elif clock.format is not None:
+        time = f"try_strptime({written}::VARCHAR, {literal(clock.format)})::TIMESTAMP"
+    else:
+        # Not straight to TIMESTAMP: that would drop an offset without a word.
+        time = f"TRY_CAST({written}::VARCHAR AS TIMESTAMPTZ)::TIMESTAMP"
+    return f"""CASE WHEN {time} >= TIMESTAMP '0001-01-01' AND {time} < TIMESTAMP '10000-01-01'
+        THEN {time} END"""
 
 
 def _given(column: str | float | None) -> str:
@@ -191,11 +234,12 @@ def _number(value: str) -> str:
 
 def _value_reason(value: str, column: str | None, implausible: str) -> str:
     """SQL for why a value is unusable, or NULL. A value that is not given has no reason."""
-    text, infinite = (literal(f"{column}: {what}") for what in ("not a number", "not finite"))
+    text = literal(f"{column}: not a number")
+    endless = literal(f"{column}: not finite, or beyond {LARGEST:g}")
     return f"""CASE
         WHEN {value} IS NULL THEN NULL
         WHEN TRY_CAST({value} AS DOUBLE) IS NULL THEN {text}
-        WHEN isinf(TRY_CAST({value} AS DOUBLE)) THEN {infinite}
+        WHEN abs({_number(value)}) > {LARGEST!r} THEN {endless}
         {implausible} END"""
 
 
@@ -209,29 +253,32 @@ def _implausible(value: str, quantity: Range, name: str, of: str = "TRUE") -> st
 
 
 def _implausible_event(config: Config) -> str:
+    codes = config.features.measured_codes
     return "".join(
-        _implausible("value", m, name, f"code IN ({literals(m.codes or (name,))})")
-        for name, m in config.features.measurements.items()
+        _implausible("value", measurement, name, f"code IN ({literals(codes[name])})")
+        for name, measurement in config.features.measurements.items()
     )
 
 
 def _require_some_number(
     db: duckdb.DuckDBPyConnection, where: str, table: str, column: str
 ) -> None:
+    value = identifier(column)
     given, numbers = db.execute(
-        f"SELECT count({column}), count(TRY_CAST({column} AS DOUBLE)) FROM {table}"
+        f"SELECT count({value}), count(TRY_CAST({value} AS DOUBLE)) FROM {source(table)}"
     ).fetchall()[0]
     if given and not numbers:
         raise DataError(
-            f"{where}: the column holds text in all of its {given} filled rows, where numbers "
-            "belong: is it the right column?"
+            f"{where}: column {column!r} of table {table} holds text in all of its {given:,} "
+            "filled rows, where numbers belong: is it the right column?"
         )
 
 
-def _raw(name: str) -> str:
-    return identifier(f"raw_{name}")
-
-
-def _columns(db: duckdb.DuckDBPyConnection, table: str) -> str:
-    names = [row[0] for row in db.execute(f"DESCRIBE {table}").fetchall()]
-    return ", ".join(identifier(name) for name in names if name != "_row")
+def _nothing_usable(db: duckdb.DuckDBPyConnection, where: str, table: str) -> str:
+    reasons = db.execute(
+        f"""SELECT reason, count(*) AS n FROM quarantine
+        WHERE table_name = {literal(table)} AND action = {literal(SET_ASIDE)}
+        GROUP BY 1 ORDER BY n DESC, 1"""
+    ).fetchall()
+    told = "; ".join(f"{n:,} rows: {reason}" for reason, n in reasons)
+    return f"{where}: no row of table {table} is usable ({told})"

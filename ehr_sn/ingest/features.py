@@ -1,6 +1,7 @@
 """Cohort rows and events → the matrix of what was known at each prediction time.
 
-DuckDB aggregates; the long result is scattered, in order of rows, into dense blocks: no pivot.
+DuckDB joins and sorts; numpy aggregates the sorted stream and scatters the result, in order of
+rows, into dense blocks: no pivot, and never all events in memory.
 """
 
 from collections.abc import Iterator
@@ -9,12 +10,15 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 
 from ehr_sn.config import AGGREGATES, Config
 from ehr_sn.ingest.tables import count, identifier, literal
 
 BLOCK_ROWS = 65_536
 DAY = 86_400e6  # microseconds
+
+_Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def list_features(config: Config) -> list[Feature]:
             Feature(
                 f"{name}.{aggregate}",
                 "measurement",
-                measurement.codes or (name,),
+                features.measured_codes[name],
                 aggregate,
                 units.get(aggregate, measurement.unit),
                 measurement.plausible,
@@ -90,48 +94,41 @@ def feature_blocks(
 
 
 class _Scatter:
-    """Streams a query's rows, ordered by cohort row, into successive blocks."""
+    """Streams columns of numbers, ordered by cohort row, into successive blocks."""
 
-    def __init__(self, db: duckdb.DuckDBPyConnection, query: str | None):
-        # A cursor of its own: the stream stays open while other queries run.
-        batches = db.cursor().sql(query).to_arrow_reader() if query else iter(())
-        self._batches = iter(batches)
-        self._pending: dict[str, np.ndarray] | None = None
+    def __init__(self, parts: Iterator[_Columns]):
+        self._parts = parts
+        self._pending: _Columns | None = None
 
-    def _until(self, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        """Columns of the rows below `stop` that have not been given yet."""
+    def _until(self, stop: int) -> Iterator[_Columns]:
+        """What lies in the rows below `stop` and has not been given yet."""
         while True:
-            if self._pending is None:
-                batch = next(self._batches, None)
-                if batch is None:
-                    return
-                self._pending = {
-                    name: batch.column(name).to_numpy(zero_copy_only=False)
-                    for name in batch.schema.names
-                }
-            cut = int(np.searchsorted(self._pending["row"], stop))
-            whole = cut == len(self._pending["row"])
-            yield {name: values[:cut] for name, values in self._pending.items()}
-            if not whole:
-                self._pending = {name: values[cut:] for name, values in self._pending.items()}
+            part = self._pending or next(self._parts, None)
+            if part is None:
+                return
+            cut = int(np.searchsorted(part["row"], stop))
+            yield {name: column[:cut] for name, column in part.items()}
+            if cut < len(part["row"]):
+                self._pending = {name: column[cut:] for name, column in part.items()}
                 return
             self._pending = None
 
 
 class _MeasurementScatter(_Scatter):
     def __init__(self, db: duckdb.DuckDBPyConnection, config: Config, names: dict[str, int]):
-        measurements = config.features.measurements
-        codes = [
-            (code, index)
-            for index, (name, m) in enumerate(measurements.items())
-            for code in m.codes or (name,)
-        ]
+        measured = config.features.measured_codes
+        codes = [(code, index) for index, name in enumerate(measured) for code in measured[name]]
         # Column of each (aggregate, measurement); -1 where the store has none.
         self._columns = {
-            aggregate: np.array([names.get(f"{name}.{aggregate}", -1) for name in measurements])
+            aggregate: np.array([names.get(f"{name}.{aggregate}", -1) for name in measured])
             for aggregate in AGGREGATES
         }
-        super().__init__(db, _aggregate_query(config, codes) if codes else None)
+        query = f"""SELECT c.row, k.index AS measurement,
+                epoch_us(e.time) - epoch_us(c.prediction_time) AS time, e.numeric_value AS value
+            {_known(config, codes)} AND e.numeric_value IS NOT NULL
+            ORDER BY c.row, k.index, e.time, e.numeric_value"""
+        batches = _stream(db, query) if codes else iter(())
+        super().__init__(_aggregate(batch) for batch in _whole_rows(batches))
 
     def fill(self, block: np.ndarray, start: int) -> None:
         for part in self._until(start + len(block)):
@@ -148,7 +145,7 @@ class _HistoryScatter(_Scatter):
         self._columns = sorted({column for _, column in codes})
         query = f"""SELECT DISTINCT c.row, k.index AS "column" {_known(config, codes)}
             ORDER BY c.row"""
-        super().__init__(db, query if codes else None)
+        super().__init__(map(_columns, _stream(db, query)) if codes else iter(()))
 
     def fill(self, block: np.ndarray, start: int) -> None:
         block[:, self._columns] = 0
@@ -156,19 +153,61 @@ class _HistoryScatter(_Scatter):
             block[part["row"] - start, part["column"]] = 1
 
 
-def _aggregate_query(config: Config, codes: list[tuple[str, int]]) -> str:
-    days = f"(epoch_us(e.time) - epoch_us(c.prediction_time)) / {DAY!r}"
-    return f"""SELECT c.row, k.index AS measurement,
-            arg_max(e.numeric_value, (e.time, e.numeric_value)) AS last,
-            favg(e.numeric_value) AS mean,
-            min(e.numeric_value) AS min,
-            max(e.numeric_value) AS max,
-            count(e.numeric_value) AS count,
-            CASE WHEN max(e.time) > min(e.time)
-                THEN regr_slope(e.numeric_value, {days} / 365.25) END AS slope,
-            -max({days}) AS days_since_last
-        {_known(config, codes)} AND e.numeric_value IS NOT NULL
-        GROUP BY c.row, k.index ORDER BY c.row, k.index"""
+def _stream(db: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
+    # A cursor of its own: the stream stays open while other queries run.
+    return iter(db.cursor().sql(query).to_arrow_reader())
+
+
+def _columns(batch: pa.RecordBatch | pa.Table) -> _Columns:
+    return {name: batch.column(name).to_numpy() for name in batch.schema.names}
+
+
+def _whole_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[_Columns]:
+    """Cut a stream anew, so that the events of one cohort row come together."""
+    rest = None
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        joined = pa.Table.from_batches([batch] if rest is None else [*rest.to_batches(), batch])
+        row = joined.column("row").to_numpy()
+        cut = int(np.searchsorted(row, row[-1]))
+        if cut:
+            yield _columns(joined.slice(0, cut))
+        rest = joined.slice(cut)
+    if rest is not None:
+        yield _columns(rest)
+
+
+def _aggregate(events: _Columns) -> _Columns:
+    """Every aggregate of each (row, measurement), from events in order of row, measurement, time.
+
+    Sums are taken in that order, so that they do not depend, in their last bit, on how many
+    threads DuckDB runs or on events outside the window.
+    """
+    row, measurement, time, value = (events[key] for key in ("row", "measurement", "time", "value"))
+    begins = (np.diff(row, prepend=-1) != 0) | (np.diff(measurement, prepend=-1) != 0)
+    first = np.flatnonzero(begins)
+    count = np.diff(first, append=len(row))
+    last = first + count - 1
+    group = np.repeat(np.arange(len(first)), count)
+    mean = np.add.reduceat(value, first) / count
+    years = (time - time[last][group]) / (365.25 * DAY)
+    from_mean = years - (np.add.reduceat(years, first) / count)[group]
+    covariance = np.add.reduceat(from_mean * (value - mean[group]), first)
+    variance = np.add.reduceat(from_mean**2, first)
+    slope = np.full(len(first), np.nan)
+    np.divide(covariance, variance, out=slope, where=variance > 0)
+    return {
+        "row": row[first],
+        "measurement": measurement[first],
+        "last": value[last],
+        "mean": mean,
+        "min": np.minimum.reduceat(value, first),
+        "max": np.maximum.reduceat(value, first),
+        "count": count,
+        "slope": slope,
+        "days_since_last": -time[last] / DAY,
+    }
 
 
 def _known(config: Config, codes: list[tuple[str, int]]) -> str:

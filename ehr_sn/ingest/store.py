@@ -6,9 +6,10 @@ files and of the configuration's ingest part: the same input is never ingested t
 one is never mistaken for the old.
 """
 
-import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -25,7 +26,7 @@ from ehr_sn.config import Config, digest
 from ehr_sn.errors import DataError
 from ehr_sn.ingest.checks import FeatureStatistics, find_all
 from ehr_sn.ingest.cohort import stage_labels, stage_splits
-from ehr_sn.ingest.events import stage_cohort, stage_events
+from ehr_sn.ingest.events import require_events, stage_cohort, stage_events
 from ehr_sn.ingest.features import feature_blocks, list_features
 from ehr_sn.ingest.tables import (
     Source,
@@ -34,6 +35,7 @@ from ehr_sn.ingest.tables import (
     identifier,
     literal,
     load_tables,
+    sha256,
 )
 
 FORMAT = 1  # raised whenever the same input would give another store
@@ -69,10 +71,11 @@ def ingest(config: Config) -> Path:
         built = Path(partial) / "store"
         built.mkdir()
         manifest = _build(config, sources, built, Path(partial) / "spill")
-        manifest["files"] = {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(built.iterdir())
-        }
+        if describe_sources(config) != sources:
+            raise DataError(
+                f"{config.where('tables')}: a file changed while it was read: ingest again"
+            )
+        manifest["files"] = {file.name: sha256(file) for file in sorted(built.iterdir())}
         (built / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False))
         try:
             built.rename(store)
@@ -83,29 +86,31 @@ def ingest(config: Config) -> Path:
 
 
 def fingerprint(config: Config, sources: dict[str, Source]) -> str:
-    """Hash of the sources' bytes and of the configuration's ingest part."""
+    """Hash of the sources' bytes and of the configuration's ingest part, in its order."""
     hashes = {name: source.sha256 for name, source in sources.items()}
-    return digest({"format": FORMAT, "sources": hashes, "config": config.ingest_sections})
+    sections = json.dumps(config.ingest_sections)  # whose order is the order of the columns
+    return digest({"format": FORMAT, "sources": hashes, "config": sections})
 
 
 def _build(
     config: Config, sources: dict[str, Source], folder: Path | None, spill: Path
 ) -> dict[str, Any]:
-    with connect(spill) as db:
+    with connect(spill) as db, _no_values_in_errors(config):
         table_rows = load_tables(db, config)
         stage_cohort(db, config)
         stage_events(db, config)
+        require_events(db, config)
+        db.execute("DROP SCHEMA source CASCADE")
         attrition = stage_labels(db, config)
         stage_splits(db, config)
         features = list_features(config)
         statistics = FeatureStatistics.of(len(features))
-        writer = _MatrixWriter(db, folder, [f.name for f in features]) if folder else None
-        for block in feature_blocks(db, config):
-            statistics.add(block)
-            if writer:
-                writer.write(block)
-        if writer:
-            writer.close()
+        names = [feature.name for feature in features]
+        with closing(_MatrixWriter(db, folder, names)) if folder else nullcontext() as writer:
+            for block in feature_blocks(db, config):
+                statistics.add(block)
+                if writer:
+                    writer.write(block)
         if folder:
             _write_tables(db, config, folder)
         findings = find_all(db, config, features, statistics, table_rows)
@@ -136,6 +141,19 @@ def _build(
         "config": config.ingest_sections,
         "versions": {name: version(name) for name in ("ehr-sn", "duckdb", "pyarrow")},
     }
+
+
+@contextmanager
+def _no_values_in_errors(config: Config) -> Iterator[None]:
+    """Hide the message of DuckDB's errors about values, which it quotes: a patient's, maybe."""
+    try:
+        yield
+    except (duckdb.DataError, duckdb.InvalidInputException) as error:
+        raise DataError(
+            f"{config.where('tables')}: DuckDB stops at a value it cannot take; its message is "
+            f"left out, for it may quote a patient's data ({type(error).__name__}). Please report "
+            "this with the types of your tables' columns"
+        ) from None
 
 
 class _MatrixWriter:

@@ -1,0 +1,107 @@
+"""What a person should know of the data is found, counted, and told without a patient's data."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ehr_sn.ingest.store import check
+
+
+@pytest.fixture
+def findings(busy):
+    """Check a hospital of 300 with some tables changed: gives (where, count, of, message)s."""
+
+    def find(kind, more=None, **changes):
+        for name, frame in (more or {}).items():
+            whole = pd.read_csv(busy.folder / f"{name}.csv")
+            busy.write(**{name: pd.concat([whole, frame], ignore_index=True)})
+        found = check(busy.config(**changes))["findings"]
+        json.dumps(found)
+        return [
+            (f["where"], f["count"], f["of"], f["message"]) for f in found if f["check"] == kind
+        ]
+
+    return find
+
+
+def labs(n, **columns):
+    return pd.DataFrame({"id": np.arange(1, n + 1), "day": 50, **columns})
+
+
+def test_sound_data_give_no_findings(busy):
+    assert check(busy.config())["findings"] == []
+
+
+def test_a_code_that_repeats_another_is_found(findings):
+    rng = np.random.default_rng(0)
+    values = rng.normal(100, 9, 200).round(1)
+    copy = [labs(200, test="a", x=values), labs(200, test="b", x=values)]
+    copy.append(labs(200, test="c", x=rng.permutation(values)))
+    copy.append(labs(200, test="flag", x=1))
+    copy.append(labs(200, test="flag2", x=1))  # equal, but as flags are
+    (found,) = findings("repeated code", {"labs": pd.concat(copy)})
+    assert found[:3] == ("a, b", 200, 200)
+    assert "use only the one you trust" in found[3]
+
+
+def test_what_went_to_quarantine_is_counted_by_reason(findings):
+    bad = [labs(3, test="sbp", x="high"), labs(4, test="sbp", x=1e4), labs(5, test=None, x=120)]
+    found = findings("quarantine", {"labs": pd.concat(bad)})
+    assert [(where, count) for where, count, *_ in found] == [("labs", n) for n in (5, 4, 3)]
+    assert [message for *_, message in found] == [
+        "no code: row set aside",
+        "sbp: outside the plausible range 50 to 300: value made missing",
+        "x: not a number: value made missing",
+    ]
+    assert len({of for _, _, of, _ in found}) == 1
+
+
+def test_a_code_that_never_occurs_is_answered_with_the_nearest_one(findings):
+    found = findings("absent code", features__history={"smoker": ["F18"], "x": ["zzz"]})
+    assert [where for where, *_ in found] == ["features.history.smoker", "features.history.x"]
+    assert "code 'F18' occurs in no event; did you mean 'F17'?" in found[0][3]
+    assert "valid: E11, F17, hdl, sbp" in found[1][3]
+
+
+def test_codes_that_are_not_used_are_counted_by_table(findings):
+    more = pd.concat([labs(9, test="crp", x=1), labs(5, test="alt", x=2), labs(4, test="A", x=3)])
+    (found,) = findings("unused code", {"labs": more})
+    assert found[:2] == ("labs", 18)
+    assert found[3] == "3 codes in events that no feature or label uses, such as alt"
+
+
+def test_a_code_of_few_patients_is_never_shown(findings):
+    """It may be a free text about one of them."""
+    note = pd.DataFrame({"id": [7, 8], "day": 50, "icd": "SECRET"})
+    ((*_, unused),) = findings("unused code", {"diagnoses": note})
+    ((*_, absent),) = findings("absent code", features__history={"smoker": ["F17", "SECRE"]})
+    assert unused == "1 codes in events that no feature or label uses"
+    assert "SECRET" not in absent
+
+
+def test_features_without_any_or_with_one_value_are_found(findings, busy):
+    everyone = pd.read_csv(busy.folder / "patients.csv")
+    busy.write(patients=everyone.assign(age=50))
+    found = {
+        kind: [where for where, *_ in findings(kind, {"labs": labs(9, test="crp", x=None)}, **c)]
+        for kind in ("all-missing feature", "constant feature")
+        for c in [{"features__measurements__crp": {}, "features__history": {"smoker": ["F99"]}}]
+    }
+    assert found["constant feature"] == ["age", "history.smoker"]
+    assert found["all-missing feature"] == [
+        f"crp.{a}" for a in ("last", "mean", "min", "max", "count", "slope", "days_since_last")
+    ]
+
+
+def test_rows_without_any_value_are_counted(findings, busy):
+    patients = pd.read_csv(busy.folder / "patients.csv")
+    busy.write(patients=patients.assign(age=patients["age"].where(patients["id"] > 10)))
+    lab = pd.read_csv(busy.folder / "labs.csv")
+    busy.write(labs=lab[lab["id"] > 10])
+    changes = {"features.history": None}
+    ((_, count, of, message),) = findings("empty row", **changes)
+    assert (count, of) == (10, 300)
+    assert "nothing at all is observed" in message
+    assert findings("empty row") == []  # a history flag is always observed

@@ -1,0 +1,188 @@
+"""Who counts as ill, as well, or as unknown; and which split a subject is dealt to."""
+
+from collections import Counter
+
+import pytest
+
+from ehr_sn.errors import DataError
+from ehr_sn.ingest.cohort import stage_splits
+
+# Prediction on day 100; the window of a year ends on day 465.
+PATIENTS = """
+id  index  end   age
+1   100    1000  50
+2   100    1000  50
+3   100    1000  50
+4   100    1000  50
+5   100    1000  50
+6   100    464   50
+7   100    465   50
+8   100    200   50
+9   100    1000  50
+10  100    .     50
+11  100    .     50
+12  100    464   50
+"""
+DIAGNOSES = """
+id  day  icd
+2   101  E11
+3   100  E11
+4   465  E11
+5   466  E11
+8   150  E11
+9   50   E11
+9   150  E11
+11  150  E11
+12  466  E11
+1   150  I10
+1   99   F17
+"""
+LABS = """
+id  day  test  x
+1   50   sbp   120
+"""
+RECORDED_BEFORE, TOO_SHORT = None, None
+
+
+@pytest.fixture
+def staged(hospital, stage):
+    hospital.draw(patients=PATIENTS, labs=LABS, diagnoses=DIAGNOSES)
+    return lambda **changes: stage(hospital.config(**changes))
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_an_incident_label_follows_its_rules_to_the_moment(staged, include):
+    found = staged(cohort__include_prediction_time=include)
+    assert found.labels() == {
+        1: 0,  # another disease
+        2: 1,
+        3: RECORDED_BEFORE,  # exactly at the prediction time
+        4: 1,  # at the window's last moment
+        5: 0,  # ill, but later
+        6: TOO_SHORT,
+        7: 0,  # followed exactly to the window's end
+        8: 1,  # ill before follow-up ended
+        9: RECORDED_BEFORE,
+        10: TOO_SHORT,  # not known to have been followed
+        11: 1,
+        12: TOO_SHORT,
+    }
+    assert found.attrition["diabetes"] == {
+        "rows": 12,
+        "recorded_before": 2,
+        "followed_too_short": 3,
+        "eligible": 7,
+        "positive": 4,
+    }
+
+
+def test_the_window_may_end_within_a_day(staged):
+    # 364.9999 days end a moment before day 465, 0.5 before day 101.
+    assert staged(labels__diabetes__within_days=364.9999).labels()[4] == 0
+    assert staged(labels__diabetes__within_days=0.5).labels()[2] == 0
+
+
+def test_a_disease_may_have_several_codes(staged):
+    found = staged(labels__diabetes__codes=["E11", "I10"]).labels()
+    assert found[1] == found[2] == 1
+    found = staged(labels__diabetes__codes=["E11", "F17"]).labels()
+    assert found[1] is RECORDED_BEFORE
+
+
+def test_a_prevalent_label_is_known_of_everyone(staged):
+    found = staged(labels__diabetes={"codes": ["E11"], "prevalent": True})
+    assert found.labels() == {patient: int(patient in (3, 9)) for patient in range(1, 13)}
+    assert found.attrition["diabetes"] == {"rows": 12, "eligible": 12, "positive": 2}
+
+
+def test_follow_up_may_end_on_one_day_for_all(staged):
+    found = staged(cohort__follow_up_end=465).labels()
+    assert found[10] == found[6] == 0
+    assert staged(cohort__follow_up_end=464).attrition["diabetes"]["followed_too_short"] == 6
+
+
+def test_labels_may_have_any_name_that_is_not_taken(staged):
+    names = ["label", "recorded_before", "select", "age"]
+    staged(labels={name: {"codes": ["E11"], "within_days": 365} for name in names})
+
+
+def test_each_prediction_time_of_a_subject_has_its_own_label(hospital, stage):
+    patients = "id index end age \n 1 100 1000 50 \n 1 600 1000 51 \n 2 0 1000 50"
+    hospital.draw(patients=patients, labs=LABS, diagnoses="id day icd \n 1 300 E11")
+    found = stage(hospital.config())
+    rows = found.rows("SELECT subject_id, age, diabetes FROM cohort JOIN labels USING (row)")
+    assert sorted(rows) == [(1, 50, 1), (1, 51, RECORDED_BEFORE), (2, 50, 0)]
+
+
+# -- splits --------------------------------------------------------------------------------------
+
+
+def deal(staged):
+    stage_splits(staged.db, staged.config)
+    names = staged.config.splits.columns
+    return {row[0]: dict(zip(names, row[1:], strict=True)) for row in staged.rows("FROM splits")}
+
+
+@pytest.fixture
+def crowd(hospital, stage):
+    """Subjects without illness, half of them with, dealt to splits."""
+
+    def deal_crowd(subjects, **changes):
+        patients = "\n".join(f"{i} 100 1000 50" for i in subjects)
+        ill = "\n".join(f"{i} 150 E11" for i in list(subjects)[::2])
+        hospital.draw(
+            patients=f"id index end age\n{patients}",
+            labs=f"id day test x\n{next(iter(subjects))} 0 sbp 120",
+            diagnoses=f"id day icd\n{ill}",
+        )
+        return deal(stage(hospital.config(**changes)))
+
+    return deal_crowd
+
+
+def test_a_subject_keeps_its_split_when_others_join(crowd):
+    few = crowd(range(1, 201))
+    many = crowd(range(1, 2001))
+    assert few.items() <= many.items()
+
+
+def test_a_number_keeps_its_split_when_the_subjects_become_text(crowd):
+    numbers = crowd(range(1, 201))
+    text = crowd([*range(1, 201), "A7"])
+    assert text.pop("A7")
+    assert text == {str(subject): splits for subject, splits in numbers.items()}
+
+
+def test_fractions_are_about_as_configured(crowd):
+    found = Counter(
+        splits["split"]
+        for splits in crowd(
+            range(4000), splits={"train": 0.5, "tuning": 0.3, "held_out": 0.2}
+        ).values()
+    )
+    for split, share in (("train", 0.5), ("tuning", 0.3), ("held_out", 0.2)):
+        assert found[split] / 4000 == pytest.approx(share, abs=0.03)
+
+
+def test_repeats_deal_anew_and_so_does_another_seed(crowd):
+    found = crowd(range(2000), splits__repeats=3)
+    assert list(found[0]) == ["split", "split_1", "split_2"]
+    agree = sum(s["split"] == s["split_1"] for s in found.values()) / 2000
+    assert agree == pytest.approx(0.6**2 + 0.2**2 + 0.2**2, abs=0.05)  # as chance has it
+    first = {subject: splits["split"] for subject, splits in found.items()}
+    other = {s: splits["split"] for s, splits in crowd(range(2000), splits__seed=7).items()}
+    assert first != other
+
+
+def test_too_few_of_a_class_in_a_split_is_refused_with_counts_and_line(hospital, stage):
+    hospital.draw(patients=PATIENTS, labs=LABS, diagnoses=DIAGNOSES)
+    staged = stage(hospital.config())
+    with pytest.raises(DataError) as error:
+        stage_splits(staged.db, staged.config)
+    said = str(error.value).splitlines()
+    assert all(line.startswith(str(hospital.folder / "hospital.yaml")) for line in said)
+    assert all("labels.diabetes: split deals" in line for line in said)
+    assert all("at least 2 of each are needed" in line for line in said)
+    assert {"train", "tuning", "held_out"} >= {
+        line.split(" rows to ")[1].split(";")[0] for line in said
+    }

