@@ -147,9 +147,8 @@ def _print_results(config: Path, json_file: Path | None, parent_id: str | None =
     if json_file == Path("-"):
         print(json.dumps(results, indent=2))
         return
-    for table in headline(results):
-        out.print(table)
-    out.print(all_methods(results))
+    for table in (*headline(results), *all_methods(results)):
+        out.print(table, "")
     out.print(explain(results), style="dim")
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=2) + "\n")

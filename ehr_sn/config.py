@@ -28,8 +28,6 @@ from ehr_sn.missing.imputers import method_names
 
 AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
 SPLITS = ("train", "tuning", "held_out")
-
-
 RESERVED = ("row", "subject_id", "prediction_time", "follow_up_end")
 
 
@@ -198,7 +196,7 @@ class Features(_Model):
         return {name: m.codes or (name,) for name, m in self.measurements.items()}
 
     @model_validator(mode="after")
-    def _some(self) -> Self:
+    def _not_empty(self) -> Self:
         if not (self.static or self.measurements or self.history):
             raise ValueError("name at least one of: static, measurements, history")
         return self

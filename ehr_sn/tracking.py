@@ -221,8 +221,9 @@ def finished_run(config: Config, run_id: str | None = None) -> FinishedRun:
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or an SQLite file below ./mlruns."""
+    # The path is absolute: MLflow keeps a connection by this name, whatever the folder then is.
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"sqlite:///{DEFAULT_FOLDER / 'mlflow.db'}"
+    return given or f"sqlite:///{DEFAULT_FOLDER.resolve() / 'mlflow.db'}"
 
 
 def _client() -> MlflowClient:

@@ -1,8 +1,9 @@
-"""Results → tables that a person reads in a terminal."""
+"""Results → tables that a person reads in a terminal, 80 columns wide."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ehr_sn.models.train import REFERENCE
@@ -14,89 +15,89 @@ Results = Sequence[dict[str, Any]]
 
 
 def headline(results: Results) -> list[Table]:
-    """Without SN against with SN, a disease and architecture a row; one table a scaler."""
+    """Without SN against with SN, a disease a row; one table an architecture and scaler."""
     tables = []
-    for scaler in _distinct(results, "scaler"):
-        found = {
-            (r["disease"], r["architecture"], r["method"]): r
-            for r in results
-            if r["scaler"] == scaler
-        }
-        rows = [
-            (disease, architecture, without, with_sn)
-            for disease in _distinct(results, "disease")
-            for architecture in _distinct(results, "architecture")
-            if (without := found.get((disease, architecture, REFERENCE)))
-            and (with_sn := found.get((disease, architecture, SN)))
-        ]
-        if not rows:
-            continue
-        table = Table(title=f"Sparsity Normalization · scaler {scaler}", title_justify="left")
-        for column in ("Disease", "Architecture"):
-            table.add_column(column)
+    for architecture, scaler in _distinct(results, "architecture", "scaler"):
+        of_both = [r for r in results if (r["architecture"], r["scaler"]) == (architecture, scaler)]
+        found = {(r["disease"], r["method"]): r for r in of_both}
+        table = _table(f"{architecture} · {scaler} scaler")
+        table.add_column("Disease", no_wrap=True)
         for column in ("w/o SN", "w/ SN", "Difference [95 % CI]", "p (Holm)"):
             table.add_column(column, justify="right", no_wrap=True)
-        previous = None
-        for disease, architecture, without, with_sn in rows:
-            if previous not in (None, disease):
-                table.add_section()
-            table.add_row(
-                "" if disease == previous else _words(disease),
-                architecture,
-                _mean_sd(without),
-                _mean_sd(with_sn),
-                _difference(with_sn),
-                _p(with_sn[f"minus_{REFERENCE}_p_holm"]),
-            )
-            previous = disease
-        tables.append(table)
+        for (disease,) in _distinct(of_both, "disease"):
+            without, with_sn = found.get((disease, REFERENCE)), found.get((disease, SN))
+            if without and with_sn:
+                table.add_row(
+                    _words(disease),
+                    _mean_sd(without),
+                    _mean_sd(with_sn),
+                    _difference(with_sn),
+                    _p(with_sn[f"minus_{REFERENCE}_p_holm"]),
+                )
+        if table.rows:
+            tables.append(table)
     return tables
 
 
-def all_methods(results: Results) -> Table:
-    """Every method's AUROC, a disease a column.
+def all_methods(results: Results) -> list[Table]:
+    """Every method's AUROC, a disease a column; one table an architecture and scaler.
 
     ▲ and ▼ mark a method that differs from zero imputation beyond chance (Holm-corrected p below
     0.05), upwards or downwards.
     """
-    diseases = _distinct(results, "disease")
-    found = {(r["scaler"], r["architecture"], r["method"], r["disease"]): r for r in results}
-    table = Table(title="All methods", title_justify="left")
-    for column in ("Architecture", "Scaler", "Method"):
-        table.add_column(column, no_wrap=True)
-    for disease in diseases:
-        table.add_column(_words(disease), justify="right")
-    for architecture in _distinct(results, "architecture"):
-        for scaler in _distinct(results, "scaler"):
-            for method in _distinct(results, "method"):
-                cells = [found.get((scaler, architecture, method, d)) for d in diseases]
-                if any(cells):
-                    shown = [_mean_sd(r) + _mark(r) if r else "" for r in cells]
-                    table.add_row(architecture, scaler, method, *shown)
-        table.add_section()
-    return table
+    tables = []
+    for architecture, scaler in _distinct(results, "architecture", "scaler"):
+        of_both = [r for r in results if (r["architecture"], r["scaler"]) == (architecture, scaler)]
+        found = {(r["method"], r["disease"]): r for r in of_both}
+        diseases = _distinct(of_both, "disease")
+        table = _table(f"All methods · {architecture} · {scaler} scaler")
+        table.add_column("Method", no_wrap=True)
+        for (disease,) in diseases:
+            table.add_column(_abbreviated(_words(disease)), justify="right", no_wrap=True)
+        for (method,) in _distinct(of_both, "method"):
+            cells = [found.get((method, disease)) for (disease,) in diseases]
+            shown = [f"{_short(r)}{_mark(r)}" if r else "" for r in cells]
+            table.add_row(method.replace(SN, "SN"), *shown)
+        tables.append(table)
+    return tables
 
 
 def explain(results: Results) -> str:
     """What the numbers in both tables are."""
-    seeds = len(results[0]["auroc_per_seed"])
-    splits = results[0]["n_splits"]
+    seeds, splits = len(results[0]["auroc_per_seed"]), results[0]["n_splits"]
+    over_splits = f", each seed's value being its mean over {splits} splits" if splits > 1 else ""
+    not_narrowed = " Repeating splits does not narrow it." if splits > 1 else ""
     return (
-        f"AUROC on held-out subjects: mean ± sd over {seeds} seeds"
-        + (f", each seed's value being its mean over {splits} splits. " if splits > 1 else ". ")
-        + "Difference, interval and p: seed-averaged predictions with SN minus without, paired "
-        "DeLong, Holm-corrected over the diseases"
-        + ("; not narrowed by repeating splits." if splits > 1 else ".")
-        + " ▲ ▼: differs from zero imputation, corrected p < 0.05."
+        f"SN: {SN}. AUROC on held-out subjects: mean ± sd over {seeds} seeds{over_splits}. Difference: "
+        "seed-averaged predictions with SN minus without, with paired DeLong's interval and p, "
+        f"Holm-corrected over the diseases.{not_narrowed} ▲ ▼: differs from zero imputation, "
+        f"corrected p < {ESTABLISHED}."
     )
 
 
-def _distinct(results: Results, key: str) -> list[str]:
-    return list(dict.fromkeys(r[key] for r in results))
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+
+
+def _distinct(results: Results, *keys: str) -> list[tuple[str, ...]]:
+    return list(dict.fromkeys(tuple(r[key] for key in keys) for r in results))
 
 
 def _words(name: str) -> str:
     return name.replace("_", " ").capitalize()
+
+
+def _abbreviated(words: str, width: int = 10) -> str:
+    """Each word on a line of its own, cut to `width` characters."""
+    cut = (w if len(w) <= width else w[: width - 1] + "." for w in words.split())
+    return "\n".join(cut)
 
 
 def _mean_sd(result: dict[str, Any]) -> str:
@@ -104,9 +105,15 @@ def _mean_sd(result: dict[str, Any]) -> str:
     return f"{result['auroc_mean']:.3f}" + (f" ± {sd:.3f}" if sd is not None else "")
 
 
+def _short(result: dict[str, Any]) -> str:
+    """Mean and sd without spaces and leading zeros: .781±.004"""
+    return _mean_sd(result).replace(" ", "").replace("0.", ".")
+
+
 def _difference(result: dict[str, Any]) -> str:
-    low, high = result[f"minus_{REFERENCE}_ci_low"], result[f"minus_{REFERENCE}_ci_high"]
-    return f"{result[f'minus_{REFERENCE}']:+.3f} [{low:+.3f}, {high:+.3f}]"
+    keys = (f"minus_{REFERENCE}", f"minus_{REFERENCE}_ci_low", f"minus_{REFERENCE}_ci_high")
+    difference, low, high = (f"{result[key]:+.3f}".replace("0.", ".") for key in keys)
+    return f"{difference} [{low}, {high}]"
 
 
 def _p(p: float | None) -> str:
@@ -116,5 +123,5 @@ def _p(p: float | None) -> str:
 def _mark(result: dict[str, Any]) -> str:
     p = result[f"minus_{REFERENCE}_p_holm"]
     if p is None or p >= ESTABLISHED:
-        return "  "
-    return " ▲" if result[f"minus_{REFERENCE}"] > 0 else " ▼"
+        return " "
+    return "▲" if result[f"minus_{REFERENCE}"] > 0 else "▼"

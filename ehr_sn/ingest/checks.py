@@ -147,20 +147,18 @@ def _configured_codes(config: Config) -> dict[str, str]:
 
 
 def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
-    subjects = dict(
-        db.execute("SELECT code, count(DISTINCT subject_id) FROM events GROUP BY 1").fetchall()
-    )
-    shown = [code for code, n in subjects.items() if n >= SHOWN_FROM_SUBJECTS]
+    present = {code for (code,) in db.execute("SELECT DISTINCT code FROM events").fetchall()}
+    absent = {c: key for c, key in _configured_codes(config).items() if c not in present}
+    if not absent:
+        return []
+    often = db.execute(
+        f"""SELECT code FROM events GROUP BY code
+        HAVING count(DISTINCT subject_id) >= {SHOWN_FROM_SUBJECTS}"""
+    ).fetchall()
+    hints = {code: did_you_mean(code, (near for (near,) in often)) for code in absent}
     return [
-        Finding(
-            "absent code",
-            key,
-            0,
-            0,
-            f"code {code!r} occurs in no event; {did_you_mean(code, shown)}",
-        )
-        for code, key in _configured_codes(config).items()
-        if code not in subjects
+        Finding("absent code", key, 0, 0, f"code {code!r} occurs in no event; {hints[code]}")
+        for code, key in absent.items()
     ]
 
 

@@ -218,7 +218,7 @@ def _time(column: str | float | None, clock: Clock) -> str:
         time = f"try_strptime({written}::VARCHAR, {literal(clock.format)})::TIMESTAMP"
     else:
         # Not straight to TIMESTAMP: that would drop an offset without a word.
-        time = f"TRY_CAST({written}::VARCHAR AS TIMESTAMPTZ)::TIMESTAMP"
+        time = f"TRY_CAST({written} AS TIMESTAMPTZ)::TIMESTAMP"
     return f"""CASE WHEN {time} >= TIMESTAMP '0001-01-01' AND {time} < TIMESTAMP '10000-01-01'
         THEN {time} END"""
 

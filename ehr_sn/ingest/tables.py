@@ -56,9 +56,9 @@ def load_tables(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int]
     """Read the configured columns of each table into DuckDB; returns rows per table.
 
     A table lies in the schema `source` under its own name. Its column `_row` counts data rows from
-    1 in the order of the file. Every other column holds numbers or trimmed text, NULL where there
-    was nothing, whatever the file's format: what a cell means is decided where it is used, so that
-    a bad cell costs its row, not the table.
+    1 in the order of the file. Every other column holds numbers, timestamps in UTC or trimmed text,
+    NULL where there was nothing: what a cell means is decided where it is used, so that a bad cell
+    costs its row, not the table.
 
     Raises
     ------
@@ -199,7 +199,10 @@ def _header(path: Path, delimiter: str, where: str) -> list[str]:
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file, delimiter=delimiter), None)
+            first_line = file.readline()
+        header = next(csv.reader([first_line], delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        raise DataError(f"{where}: line 1: {_FAULTS['invalid state']}") from None
     except UnicodeDecodeError:
         raise DataError(f"{where}: {_NOT_UTF8}") from None
     except (OSError, EOFError, zlib.error):
@@ -210,7 +213,7 @@ def _header(path: Path, delimiter: str, where: str) -> list[str]:
 
 
 def _typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[str, str]]:
-    """Columns of a source that has types, each as number or trimmed text."""
+    """Columns of a source that has types, each as number, timestamp or trimmed text."""
     columns = []
     for name, dtype, *_ in db.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall():
         column = identifier(name)
@@ -218,6 +221,8 @@ def _typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[s
             sql = f"nullif({column}, 'nan')"
         elif dtype == "BOOLEAN":
             sql = f"{column}::TINYINT"
+        elif dtype == "DATE" or dtype.startswith("TIMESTAMP"):
+            sql = f"TRY_CAST({column} AS TIMESTAMP)"
         elif re.fullmatch(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DECIMAL\(\d+,\d+\)", dtype):
             sql = column
         else:

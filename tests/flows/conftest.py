@@ -30,8 +30,9 @@ splits: {repeats: 2}
 train:
   seeds: 3
   methods: [sparsity_normalization, zero, zero+mask]
-  max_epochs: 4
+  max_epochs: 12
   batch_size: 64
+  learning_rate: 0.02
   architectures:
     mlp: {hidden: [8]}
     mlp_dropout: {hidden: [8], dropout: 0.5}

@@ -1,6 +1,5 @@
 """The steps of ingest up to the features, to look between."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import duckdb
@@ -42,7 +41,8 @@ class Staged:
 
 
 @pytest.fixture
-def stage() -> Iterator[Callable[[Config], Staged]]:
+def stage():
+    """A function: configuration → what its tables come to."""
     connections = []
 
     def stage_all(config: Config) -> Staged:

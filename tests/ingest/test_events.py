@@ -1,5 +1,8 @@
 """What cannot be used is set aside with a reason; what can is kept, whatever its neighbours."""
 
+from datetime import date
+
+import pandas as pd
 import pytest
 
 from ehr_sn.errors import DataError
@@ -319,6 +322,36 @@ def test_what_is_no_time_is_set_aside(staged, written):
     events = "id day test icd x \n 1 2020-01-01 sbp E11 120"
     found = staged(patients, events, events, clock={"unit": "timestamp"})
     assert found.quarantine() == [("patients", 2, f"prediction time {NO_TIME}")]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pd.to_datetime(["2020-04-10"]),
+        pd.to_datetime(["2020-04-10T02:00+02:00"]),
+        pd.to_datetime(["2020-04-10"]).as_unit("ns"),
+        pd.to_datetime(["2020-04-10"]).as_unit("s"),
+        pd.Series([date(2020, 4, 10)]),
+        pd.Series(["2020-04-10"]),
+        pd.Categorical(["2020-04-10"]),
+    ],
+)
+def test_typed_times_need_no_format(hospital, stage, times):
+    hospital.write(
+        ".parquet",
+        patients=pd.DataFrame({"id": [1], "index": times, "end": times, "age": 50}),
+        labs=pd.DataFrame({"id": [1], "day": times, "test": "sbp", "x": 120}),
+        diagnoses=pd.DataFrame({"id": [1], "day": times, "icd": "E11"}),
+    )
+    tables = {name: {"path": f"{name}.parquet"} for name in ("patients", "labs", "diagnoses")}
+    found = stage(hospital.config(tables=tables, clock={"unit": "timestamp"}))
+    assert kept(found, "time::VARCHAR") == [("2020-04-10 00:00:00",)]
+    assert found.quarantine() == []
+
+
+def test_a_column_of_numbers_is_no_time_on_a_clock_of_timestamps(staged):
+    with pytest.raises(DataError, match="2 rows: prediction time does not parse"):
+        staged(clock={"unit": "timestamp"})
 
 
 def test_the_prediction_time_may_be_one_number_for_all(staged):

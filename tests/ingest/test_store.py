@@ -230,7 +230,7 @@ def test_csv_gzip_and_parquet_give_the_same_store(busy):
 def test_two_ingests_write_the_same_bytes_on_any_number_of_threads(hospital, monkeypatch):
     """As many patients as need several batches, blocks and row groups."""
     rng = np.random.default_rng(0)
-    n = 150_000
+    n = 130_000
     ids = np.arange(n)
     hospital.write(
         ".parquet",
@@ -244,7 +244,7 @@ def test_two_ingests_write_the_same_bytes_on_any_number_of_threads(hospital, mon
     )
     connect = store_module.connect
     written = []
-    for threads in (1, 2, 8):
+    for threads in (1, 8):
 
         def connect_with_threads(spill, threads=threads):
             db = connect(spill)
@@ -255,7 +255,7 @@ def test_two_ingests_write_the_same_bytes_on_any_number_of_threads(hospital, mon
         tables = {name: {"path": f"{name}.parquet"} for name in ("patients", "labs", "diagnoses")}
         config = hospital.config(tables=tables, data_dir=str(hospital.folder / f"data{threads}"))
         written.append(Store(ingest(config)).manifest["files"])
-    assert written[0] == written[1] == written[2]
+    assert written[0] == written[1]
 
 
 # -- all or nothing ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import gzip
 import sys
+from datetime import datetime
 
 import pandas as pd
 import pytest
@@ -105,7 +106,7 @@ def test_typed_columns_come_as_numbers_or_text(load, hospital):
     frame.to_parquet(hospital.folder / "x.parquet", index=False)
     content = (hospital.folder / "x.parquet").read_bytes()
     assert load(content, "labs.parquet") == [
-        (1, 7, "2020-01-01 10:00:00+00", "sbp", None),
+        (1, 7, datetime(2020, 1, 1, 10), "sbp", None),
         (2, None, None, None, 1.5),
     ]
     frame.astype({"x": bool}).to_parquet(hospital.folder / "x.parquet", index=False)
@@ -133,6 +134,7 @@ def test_rows_are_numbered_as_in_a_file_that_many_threads_read(load):
         (LABS + "3,70,sbp,1,SECRET\n", "line 4: the row has more or fewer cells than the header"),
         ("id,day,test,x\n1,SECRET\n2,60,hdl,40\n", "line 2: the row has more or fewer cells"),
         (LABS + '3,70,"SECRET,1\n', "line 4: a quote is opened and never closed"),
+        ('id,"day,test,x\n1,SECRET,sbp,120\n', "line 1: quotes or line ends are not as in RFC"),
         (LABS.encode() + "3,70,SECRETÄ,1\n".encode("latin-1"), "not UTF-8 text"),
         (LABS.encode("utf-16"), "not UTF-8 text"),
         (b"\x00\x01\x02SECRET\xff" * 100, "not UTF-8 text"),
