@@ -1,7 +1,6 @@
 """The front door, `ehr-sn COMMAND`: starts flows, prints tables, and says what to do on errors."""
 
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -52,11 +51,15 @@ def run(config: ConfigFile, force: Force = False, json_file: JsonFile = None) ->
     err.print(f"[bold]{loaded.title or loaded.dataset}[/bold]: starting the pipeline …")
     from flows.pipeline import pipeline
 
+    from ehr_sn import tracking
+
     parent_id = pipeline(str(config), force=force)
     took = perf_counter() - started
     _print_results(config, json_file, parent_id)
     _print_time(config, parent_id, took)
-    err.print("Every run, with curves and plots: [bold]ehr-sn ui[/bold] (or `make ui`)")
+    err.print("Every run, with curves and plots: [bold]ehr-sn ui[/bold], or make ui; then")
+    for disease, path in tracking.views(loaded).items():
+        err.print(f"  {disease:<16} http://127.0.0.1:5000{path}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -124,8 +127,8 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line. The user's errors print as one message each, and exit with code 1."""
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     try:
         app()
     except EhrSnError as error:

@@ -252,11 +252,12 @@ class ArchitectureConfig(_Model):
 
 
 class Train(_Model):
-    """The comparison: every method × scaler × architecture, each with the same budget."""
+    """The comparison: for each scaler its methods, each × every architecture, on equal budgets."""
 
     seeds: int = Field(5, ge=1)
-    methods: Annotated[tuple[Method, ...], Some, Distinct] = ("zero", "sparsity_normalization")
-    scalers: Annotated[tuple[Scaler, ...], Some, Distinct] = ("standard",)
+    methods: Annotated[dict[Scaler, Annotated[tuple[Method, ...], Some, Distinct]], Some] = {
+        "standard": ("zero", "sparsity_normalization")
+    }
     winsorise: float = Field(0.005, ge=0, lt=0.5)
     architectures: Annotated[dict[Name, ArchitectureConfig], Some] = {
         "mlp": ArchitectureConfig(),

@@ -36,6 +36,21 @@ from ehr_sn.models.train import REFERENCE, Cell, HeldOut, TrainedCell, cell_path
 
 DEFAULT_FOLDER = Path("mlruns")
 BATCH = 1000  # metrics that MLflow takes in one call
+DELTAS = ("delta_auroc", "delta_ci_low", "delta_ci_high", "delta_p", "delta_p_holm")
+COLUMNS = (
+    "params.`method`",
+    "params.`architecture`",
+    "params.`scaler`",
+    "metrics.`test_auroc`",
+    "metrics.`test_auroc_std`",
+    "metrics.`test_auroc_ci_low`",
+    "metrics.`test_auroc_ci_high`",
+    "metrics.`test_auprc`",
+    "metrics.`test_brier`",
+    "metrics.`delta_auroc`",
+    "metrics.`delta_p_holm`",
+)
+"""What the prepared views of the UI show of a run."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,7 @@ class Tracker:
         """Evaluate one method's trained cells and record a run a disease below the parent."""
         cells = _read_cells(config, store, method, scaler, architecture)
         reference = None
-        if method != REFERENCE and REFERENCE in config.train.methods:
+        if method != REFERENCE and REFERENCE in config.train.methods[scaler]:
             reference = _held_out(_read_cells(config, store, REFERENCE, scaler, architecture))
         held_out = _held_out(cells)
         params = _params(config, method, scaler, architecture)
@@ -109,7 +124,7 @@ class Tracker:
     ) -> None:
         run = self.client.create_run(
             self.experiment_id,
-            run_name=f"{result.disease} · {params['architecture']} · {params['method']}",
+            run_name=f"{params['method']} · {params['architecture']} · {result.disease}",
             tags=_tags(store, self.run_hash) | {"mlflow.parentRunId": self.parent_id},
         )
         run_id = run.info.run_id
@@ -130,7 +145,29 @@ class Tracker:
         self.client.log_text(self.parent_id, json.dumps(results, indent=2), "comparison.json")
         spent = {f"seconds_{name}": value for name, value in seconds.items()}
         _log(self.client, self.parent_id, metrics=spent)
+        for disease in config.labels:
+            self._prepare_view(disease)
         self.client.set_terminated(self.parent_id)
+
+    def _prepare_view(self, disease: str) -> None:
+        """Share a view of the runs of one disease: the newest comparison, best AUROC first.
+
+        Sorted by a metric, the UI lists runs without folding them below their parent.
+        """
+        view = {
+            "searchFilter": f'params.disease = "{disease}" and '
+            f'tags.`mlflow.parentRunId` = "{self.parent_id}"',
+            "orderByKey": "metrics.`test_auroc`",
+            "orderByAsc": False,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "datasetsFilter": [],
+            "modelVersionFilter": "All Runs",
+            "selectedColumns": COLUMNS,
+        }
+        self.client.set_experiment_tag(
+            self.experiment_id, f"mlflow.sharedViewState.{disease}", json.dumps(view)
+        )
 
 
 @contextmanager
@@ -219,6 +256,15 @@ def finished_run(config: Config, run_id: str | None = None) -> FinishedRun:
     return FinishedRun(client, parent)
 
 
+def views(config: Config) -> dict[str, str]:
+    """Disease → path, within the MLflow UI, of its prepared view."""
+    experiment = _client().get_experiment_by_name(config.dataset)
+    if experiment is None:
+        return {}
+    runs = f"/#/experiments/{experiment.experiment_id}/runs"
+    return {disease: f"{runs}?viewStateShareKey={disease}" for disease in config.labels}
+
+
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or an SQLite file below ./mlruns."""
     # The path is absolute: MLflow keeps a connection by this name, whatever the folder then is.
@@ -239,7 +285,9 @@ def _experiment(client: MlflowClient, config: Config) -> str:
         return str(experiment.experiment_id)
     own = not os.environ.get("MLFLOW_TRACKING_URI")
     artifacts = (DEFAULT_FOLDER / "artifacts" / config.dataset).resolve().as_uri() if own else None
-    return str(client.create_experiment(config.dataset, artifact_location=artifacts))
+    # The kind spares the user the question whether these are runs of a language model.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return str(client.create_experiment(config.dataset, artifacts, tags=kind))
 
 
 def _parent(
@@ -279,7 +327,6 @@ def _key(run: Run) -> tuple[str, ...]:
 def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:
     metrics = {k: None if math.isnan(v) else v for k, v in run.data.metrics.items()}
     per_seed = client.get_metric_history(run.info.run_id, "test_auroc_seed")
-    against = f"test_auroc_minus_{REFERENCE}"
     disease, architecture, scaler, method = _key(run)
     return {
         "disease": disease,
@@ -297,11 +344,7 @@ def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:
         "brier": metrics["test_brier"],
         "calibration_slope": metrics["test_calibration_slope"],
         "calibration_intercept": metrics["test_calibration_intercept"],
-        f"minus_{REFERENCE}": metrics.get(against),
-        f"minus_{REFERENCE}_ci_low": metrics.get(f"{against}_ci_low"),
-        f"minus_{REFERENCE}_ci_high": metrics.get(f"{against}_ci_high"),
-        f"minus_{REFERENCE}_p": metrics.get(f"{against}_p"),
-        f"minus_{REFERENCE}_p_holm": metrics.get(f"{against}_p_holm"),
+        **{name: metrics.get(name) for name in DELTAS},
         "n_splits": int(run.data.params["splits"]),
         "n_held_out": int(run.data.metrics["n_held_out"]),
         "n_positive": int(run.data.metrics["n_positive"]),
@@ -410,8 +453,7 @@ def _parent_params(config: Config, store: Store) -> dict[str, Any]:
         "rows": store.manifest["rows"],
         "features": len(store.feature_names),
         "diseases": ", ".join(store.diseases),
-        "methods": ", ".join(train.methods),
-        "scalers": ", ".join(train.scalers),
+        **{f"methods_{scaler}": ", ".join(names) for scaler, names in train.methods.items()},
         "architectures": ", ".join(train.architectures),
         "seeds": train.seeds,
         "splits": config.splits.repeats,

@@ -16,7 +16,7 @@ from ehr_sn.evaluate.statistics import (
     over_splits,
     paired_delong,
 )
-from ehr_sn.models.train import REFERENCE, HeldOut
+from ehr_sn.models.train import HeldOut
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Result:
     p_holm: float | None = None
 
     def as_metrics(self) -> dict[str, float]:
-        """Flat names and numbers, as MLflow's run table shows them."""
+        """Flat names and numbers, as MLflow's run table shows them; `delta`: from the reference."""
         seeds, splits = mean_sd(self.auroc_per_seed), mean_sd(self.auroc_per_split)
         metrics = {
             "test_auroc": seeds.mean,
@@ -61,11 +61,11 @@ class Result:
         if self.versus_reference is not None and self.p_holm is not None:
             difference = self.versus_reference
             metrics |= {
-                f"test_auroc_minus_{REFERENCE}": difference.difference,
-                f"test_auroc_minus_{REFERENCE}_ci_low": difference.ci_low,
-                f"test_auroc_minus_{REFERENCE}_ci_high": difference.ci_high,
-                f"test_auroc_minus_{REFERENCE}_p": difference.p,
-                f"test_auroc_minus_{REFERENCE}_p_holm": self.p_holm,
+                "delta_auroc": difference.difference,
+                "delta_ci_low": difference.ci_low,
+                "delta_ci_high": difference.ci_high,
+                "delta_p": difference.p,
+                "delta_p_holm": self.p_holm,
             }
         return metrics
 

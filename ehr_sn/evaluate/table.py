@@ -20,7 +20,7 @@ def headline(results: Results) -> list[Table]:
     for architecture, scaler in _distinct(results, "architecture", "scaler"):
         of_both = [r for r in results if (r["architecture"], r["scaler"]) == (architecture, scaler)]
         found = {(r["disease"], r["method"]): r for r in of_both}
-        table = _table(f"{architecture} · {scaler} scaler")
+        table = _table(f"Sparsity Normalization · {architecture} · {scaler} scaler")
         table.add_column("Disease", no_wrap=True)
         for column in ("w/o SN", "w/ SN", "Difference [95 % CI]", "p (Holm)"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -32,7 +32,7 @@ def headline(results: Results) -> list[Table]:
                     _mean_sd(without),
                     _mean_sd(with_sn),
                     _difference(with_sn),
-                    _p(with_sn[f"minus_{REFERENCE}_p_holm"]),
+                    _p(with_sn["delta_p_holm"]),
                 )
         if table.rows:
             tables.append(table)
@@ -111,7 +111,7 @@ def _short(result: dict[str, Any]) -> str:
 
 
 def _difference(result: dict[str, Any]) -> str:
-    keys = (f"minus_{REFERENCE}", f"minus_{REFERENCE}_ci_low", f"minus_{REFERENCE}_ci_high")
+    keys = ("delta_auroc", "delta_ci_low", "delta_ci_high")
     difference, low, high = (f"{result[key]:+.3f}".replace("0.", ".") for key in keys)
     return f"{difference} [{low}, {high}]"
 
@@ -121,7 +121,7 @@ def _p(p: float | None) -> str:
 
 
 def _mark(result: dict[str, Any]) -> str:
-    p = result[f"minus_{REFERENCE}_p_holm"]
+    p = result["delta_p_holm"]
     if p is None or p >= ESTABLISHED:
         return " "
-    return "▲" if result[f"minus_{REFERENCE}"] > 0 else "▼"
+    return "▲" if result["delta_auroc"] > 0 else "▼"

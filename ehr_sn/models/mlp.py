@@ -152,10 +152,8 @@ class StackedMLP(nn.Module):
         noise = np.stack([bits.random_raw(count // 8 + 1) for bits in self._noise.values()])
         kept = noise.view(np.uint8)[:, :count] >= round(self.dropout * 256)
         by_seed = torch.from_numpy(kept.view(np.uint8)).to(h.device).view(-1, *shape)
-        if len(self._noise) == len(self.seeds):
-            return by_seed
         place = {seed: i for i, seed in enumerate(self._noise)}
-        return by_seed[[place[seed] for seed in self.seeds]]
+        return by_seed.index_select(0, torch.tensor([place[s] for s in self.seeds]).to(h.device))
 
     @torch.no_grad()
     def predict_proba(
@@ -181,7 +179,7 @@ class StackedMLP(nn.Module):
         for start in range(0, n_rows, block):
             part = slice(start, min(start + block, n_rows))
             n = part.stop - start
-            padded[:n] = x[part] if rows is None else x[rows[part]]
+            padded[:n] = x[part] if rows is None else x.index_select(0, rows[part])
             padded[n:] = 0
             out[:, part] = self(padded)[:, :n].sigmoid()
         self.train(was_training)

@@ -68,18 +68,17 @@ class TrainedCell:
 
 def comparisons(config: Config) -> list[tuple[str, str, str]]:
     """Every (method, scaler, architecture) of the comparison; the reference method first."""
-    methods = sorted(config.train.methods, key=lambda method: method != REFERENCE)
     return [
         (method, scaler, architecture)
-        for scaler in config.train.scalers
-        for method in methods
+        for scaler, methods in config.train.methods.items()
+        for method in sorted(methods, key=lambda method: method != REFERENCE)
         for architecture in config.train.architectures
     ]
 
 
 def cell_path(config: Config, store: Store, cell: Cell) -> Path:
     """Where the cell's file is, or will be."""
-    train = config.train.model_dump(mode="json", exclude={"methods", "scalers", "architectures"})
+    train = config.train.model_dump(mode="json", exclude={"methods", "architectures"})
     architecture = config.train.architectures[cell.architecture].model_dump(mode="json")
     key = digest([FORMAT, store.fingerprint, asdict(cell), train, architecture])
     return store.path.parent / "cells" / f"{key}.safetensors"

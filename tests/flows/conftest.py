@@ -29,7 +29,7 @@ labels:
 splits: {repeats: 2}
 train:
   seeds: 3
-  methods: [sparsity_normalization, zero, zero+mask]
+  methods: {standard: [sparsity_normalization, zero, zero+mask]}
   max_epochs: 12
   batch_size: 64
   learning_rate: 0.02

@@ -54,7 +54,7 @@ def test_a_run_a_disease_architecture_and_method_stands_below_one_parent(clinic:
         assert len(client.get_metric_history(run.info.run_id, "epoch_tuning_auroc")) >= 1
         files = [file.path for file in client.list_artifacts(run.info.run_id)]
         assert files == ["roc_and_calibration.png"]
-        compared = "test_auroc_minus_zero_p_holm" in metrics
+        compared = "delta_p_holm" in metrics
         assert compared == (run.data.params["method"] != "zero")
     parent = client.get_run(parent_id)
     assert parent.info.status == "FINISHED"
