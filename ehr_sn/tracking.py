@@ -20,7 +20,6 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
-import mlflow
 import numpy as np
 from matplotlib.figure import Figure
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
@@ -32,7 +31,15 @@ from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.plots import roc_and_calibration, seed_strip
 from ehr_sn.evaluate.results import Result, curves, evaluate
 from ehr_sn.ingest.store import Store
-from ehr_sn.models.train import REFERENCE, Cell, HeldOut, TrainedCell, cell_path, read_cell
+from ehr_sn.models.train import (
+    REFERENCE,
+    Cell,
+    HeldOut,
+    TrainedCell,
+    cell_path,
+    comparisons,
+    read_cell,
+)
 
 DEFAULT_FOLDER = Path("mlruns")
 BATCH = 1000  # metrics that MLflow takes in one call
@@ -73,23 +80,17 @@ class Tracker:
         return str(self.client.get_run(self.parent_id).info.status) == "FINISHED"
 
     def finished_comparisons(self, store: Store) -> set[tuple[str, str, str]]:
-        """(method, scaler, architecture) of what has been recorded for every disease.
+        """(method, scaler, architecture) of what has been recorded for every disease."""
+        whole = ["FINISHED"] * len(store.diseases)
+        recorded = self._recorded().items()
+        return {key for key, runs in recorded if [run.info.status for run in runs] == whole}
 
-        What an interrupted run left half-said is deleted.
-        """
+    def _recorded(self) -> dict[tuple[str, str, str], list[Run]]:
         recorded: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
         for run in _children(self.client, self.experiment_id, self.parent_id):
-            params = run.data.params
-            key = params.get("method", ""), params.get("scaler", ""), params.get("architecture", "")
-            recorded[key].append(run)
-        finished = set()
-        for key, runs in recorded.items():
-            if [run.info.status for run in runs] == ["FINISHED"] * len(store.diseases):
-                finished.add(key)
-                continue
-            for run in runs:
-                self.client.delete_run(run.info.run_id)
-        return finished
+            _, architecture, scaler, method = _key(run)
+            recorded[method, scaler, architecture].append(run)
+        return recorded
 
     def fail(self) -> None:
         self.client.set_terminated(self.parent_id, status="FAILED")
@@ -97,10 +98,16 @@ class Tracker:
     def log_comparison(
         self, config: Config, store: Store, method: str, scaler: str, architecture: str
     ) -> None:
-        """Evaluate one method's trained cells and record a run a disease below the parent."""
+        """Evaluate one method's trained cells and record a run a disease below the parent.
+
+        What an interrupted attempt at the same left half-said is deleted.
+        """
+        recorded = self._recorded()
+        for run in recorded[method, scaler, architecture] + recorded["", "", ""]:
+            self.client.delete_run(run.info.run_id)
         cells = _read_cells(config, store, method, scaler, architecture)
         reference = None
-        if method != REFERENCE and REFERENCE in config.train.methods[scaler]:
+        if method != REFERENCE and (REFERENCE, scaler, architecture) in comparisons(config):
             reference = _held_out(_read_cells(config, store, REFERENCE, scaler, architecture))
         held_out = _held_out(cells)
         params = _params(config, method, scaler, architecture)
@@ -124,7 +131,9 @@ class Tracker:
     ) -> None:
         run = self.client.create_run(
             self.experiment_id,
-            run_name=f"{params['method']} · {params['architecture']} · {result.disease}",
+            run_name=" · ".join(
+                params[key] for key in ("method", "architecture", "scaler", "disease")
+            ).replace("sparsity_normalization", "SN"),
             tags=_tags(store, self.run_hash) | {"mlflow.parentRunId": self.parent_id},
         )
         run_id = run.info.run_id
@@ -275,8 +284,7 @@ def tracking_uri() -> str:
 def _client() -> MlflowClient:
     if tracking_uri().startswith("sqlite:///"):
         Path(tracking_uri().removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(tracking_uri())
-    return MlflowClient()
+    return MlflowClient(tracking_uri())
 
 
 def _experiment(client: MlflowClient, config: Config) -> str:
@@ -308,7 +316,8 @@ def _parent(
 
 
 def _children(client: MlflowClient, experiment_id: str, parent_id: str) -> list[Run]:
-    condition, token, runs = f"tags.`mlflow.parentRunId` = '{parent_id}'", None, []
+    condition, token = f"tags.`mlflow.parentRunId` = '{parent_id}'", None
+    runs: list[Run] = []
     while True:
         page = client.search_runs(
             [experiment_id], condition, order_by=["start_time ASC"], page_token=token
@@ -319,9 +328,12 @@ def _children(client: MlflowClient, experiment_id: str, parent_id: str) -> list[
             return runs
 
 
-def _key(run: Run) -> tuple[str, ...]:
-    params = run.data.params
-    return tuple(params.get(name, "") for name in ("disease", "architecture", "scaler", "method"))
+def _key(run: Run) -> tuple[str, str, str, str]:
+    """Disease, architecture, scaler and method; empty where an interruption left none."""
+    disease, architecture, scaler, method = (
+        run.data.params.get(name, "") for name in ("disease", "architecture", "scaler", "method")
+    )
+    return disease, architecture, scaler, method
 
 
 def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:

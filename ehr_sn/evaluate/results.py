@@ -1,6 +1,6 @@
 """Held-out predictions → one result a disease: what a method achieved, and what is established."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,8 +71,8 @@ class Result:
 
 
 def evaluate(
-    held_out: dict[str, Sequence[HeldOut]],
-    reference: dict[str, Sequence[HeldOut]] | None = None,
+    held_out: Mapping[str, Sequence[HeldOut]],
+    reference: Mapping[str, Sequence[HeldOut]] | None = None,
 ) -> list[Result]:
     """Evaluate one method: disease → its held-out predictions, one entry a split.
 

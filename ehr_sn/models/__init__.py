@@ -1,0 +1,1 @@
+"""Feature tables → networks that predict disease, and what they are compared with."""

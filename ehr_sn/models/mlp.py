@@ -33,7 +33,7 @@ def stream(seed: int, purpose: int) -> np.random.SFC64:
 
 
 class StackedLinear(nn.Module):
-    """R affine maps: (R, B, n_in) to (R, B, n_out). `weight` is (R, n_in, n_out); bias begins at 0."""
+    """R affine maps, (R, B, n_in) to (R, B, n_out); their weights are (R, n_in, n_out)."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -114,6 +114,8 @@ class StackedMLP(nn.Module):
         super().__init__()
         self.seeds = tuple(seeds)
         self.dropout = round(dropout * 256) / 256
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be from 0 to below 1, not {dropout}")
         rngs = [np.random.Generator(stream(seed, INITIAL_WEIGHTS)) for seed in self.seeds]
         self.layers, self.norms = nn.ModuleList(), nn.ModuleList()
         n_in = n_features
@@ -147,10 +149,10 @@ class StackedMLP(nn.Module):
         return self.output(h, gain).squeeze(2)
 
     def _kept(self, h: Tensor) -> Tensor:
-        """1 where a unit of h (R, B, n) is kept, else 0 (uint8): one random byte a unit and seed."""
+        """Which units of h (R, B, n) to keep: 1 or 0 (uint8), by a random byte a unit and seed."""
         shape, count = h.shape[1:], h[0].numel()
-        noise = np.stack([bits.random_raw(count // 8 + 1) for bits in self._noise.values()])
-        kept = noise.view(np.uint8)[:, :count] >= round(self.dropout * 256)
+        noise = np.stack([bits.random_raw(-(-count // 8)) for bits in self._noise.values()])
+        kept = noise.view(np.uint8)[:, :count] >= int(self.dropout * 256)
         by_seed = torch.from_numpy(kept.view(np.uint8)).to(h.device).view(-1, *shape)
         place = {seed: i for i, seed in enumerate(self._noise)}
         return by_seed.index_select(0, torch.tensor([place[s] for s in self.seeds]).to(h.device))
@@ -169,7 +171,8 @@ class StackedMLP(nn.Module):
         another shape may round differently; with one shape, a row gives bit for bit the same
         whatever rows surround it (on one machine, and for one R and `block`).
         """
-        x = torch.as_tensor(x, dtype=torch.float32)
+        if isinstance(x, np.ndarray):
+            x = torch.from_numpy(np.require(x, np.float32, "W"))
         n_rows = len(x) if rows is None else len(rows)
         device = self.output.weight.device
         padded = torch.zeros(block, x.shape[1], device=device)
@@ -186,7 +189,7 @@ class StackedMLP(nn.Module):
         return out
 
     def keep(self, index: Sequence[int]) -> None:
-        """Drop all other replicates, in place; the kept ones' noise goes on as if nothing happened."""
+        """Drop all other replicates, in place; the noise of those kept goes on as it would have."""
         self.seeds = tuple(self.seeds[i] for i in index)
         self._noise = {seed: self._noise[seed] for seed in self.seeds}
         for tensor in self.tensors().values():
@@ -204,10 +207,8 @@ class StackedMLP(nn.Module):
 
     def select(self, index: Sequence[int]) -> Self:
         """A copy of some replicates, in the order of `index`; its dropout noise begins anew."""
-        chosen = torch.as_tensor(index, dtype=torch.long)
-        state = self.state()
-        dropout = state.pop("dropout")
-        state = {name: tensor[chosen] for name, tensor in state.items()} | {"dropout": dropout}
+        at = torch.as_tensor(index, dtype=torch.long)
+        state = {name: t[at] if t.ndim else t for name, t in self.state().items()}
         return self.from_state(state).to(self.output.weight.device)
 
     def state(self) -> dict[str, Tensor]:
