@@ -22,8 +22,10 @@ from ehr_sn.models.fit import (
     Architecture,
     Budget,
     Task,
+    _adam,
     _groups,
     _hold_freed_memory,
+    _keep,
     _ReadyTask,
     _Run,
     _take_steps,
@@ -70,22 +72,23 @@ class Contest:
     def batched(self) -> Networks:
         """This project's training loop, less its evaluation."""
         runs, start = self._start()
-        networks = []
+        networks: Networks = [[] for _ in runs]
         for group in _groups(runs, max(N_FEATURES, self.hidden), self.x.device):
             model = start.select([run.place for run in group]).train()
-            optimiser = self._optimiser(model)
-            epochs = {run.place: 1 for run in group}
+            optimiser = _adam(model, self.budget)
+            epochs_left = dict.fromkeys(group, self.budget.max_epochs)
             while group:
                 _take_steps(group, model, optimiser, self.x)
-                for run in [run for run in group if not len(run.batches)]:
-                    if epochs[run.place] == self.budget.max_epochs:
-                        i = group.index(run)
-                        networks.append((run.place, [p[i].detach() for p in model.parameters()]))
-                        _leave(model, optimiser, group, i)
-                    else:
-                        epochs[run.place] += 1
+                for i, run in enumerate(group):
+                    if not len(run.batches):
+                        epochs_left[run] -= 1
                         run._begin_epoch()
-        return [weights for _, weights in sorted(networks, key=lambda pair: pair[0])]
+                        networks[run.place] = [p[i].detach().clone() for p in model.parameters()]
+                going = [i for i, run in enumerate(group) if epochs_left[run]]
+                if len(going) < len(group):
+                    group = [group[i] for i in going]
+                    _keep(model, optimiser, going)
+        return networks
 
     def plain(self) -> Networks:
         """One replicate after the other; tensors in memory, batches by index."""
@@ -128,23 +131,16 @@ class Contest:
         return torch.optim.AdamW(model.parameters(), rate, weight_decay=0.0, fused=True)
 
 
-def _leave(model: StackedMLP, optimiser: torch.optim.AdamW, group: list[_Run], i: int) -> None:
-    """Take the replicate at place i out of the stack."""
-    del group[i]
-    left = [j for j in range(len(model)) if j != i]
-    model.keep(left)
-    for moments in optimiser.state.values():
-        moments.update({key: moments[key][left] for key in ("exp_avg", "exp_avg_sq")})
-
-
 def _plain(start: StackedMLP, place: int) -> nn.Sequential:
     """The replicate at `place` as an ordinary network."""
-    (layer,), output = start.layers, start.output
-    _, n_in, n_out = layer.weight.shape
-    model = nn.Sequential(nn.Linear(n_in, n_out), nn.ReLU(), nn.Linear(n_out, 1))
-    for linear, stacked in [(model[0], layer), (model[2], output)]:
-        linear.weight.data = stacked.weight.data[place].T.contiguous()
-        linear.bias.data = stacked.bias.data[place, 0].clone()
+    stacked = {name: tensor.detach()[place] for name, tensor in start.tensors().items()}
+    n_in, n_out = stacked["layers.0.weight"].shape
+    model = nn.Sequential(nn.Linear(n_in, n_out), nn.ReLU(), nn.Linear(n_out, 1)).to(
+        start.output.weight.device
+    )
+    names = ["layers.0.weight", "layers.0.bias", "output.weight", "output.bias"]
+    for parameter, name in zip(model.parameters(), names, strict=True):
+        parameter.data.copy_(stacked[name].T.reshape(parameter.shape))
     return model
 
 
