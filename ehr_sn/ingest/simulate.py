@@ -311,7 +311,7 @@ def _draw_values(
     own = subjects.latents @ _loadings(simulation).T
     own += SIGMA_B * rng.standard_normal(own.shape)
     values = own[subject] + SIGMA_E * rng.standard_normal((len(subject), simulation.codes))
-    ill: np.ndarray = subjects.outcome.any(axis=1)[subject]
+    ill = np.asarray(subjects.outcome.any(axis=1))[subject]
     values += SHIFT_WHEN_ILL * (after & ill)[:, None]
     return values
 
