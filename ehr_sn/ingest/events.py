@@ -264,6 +264,8 @@ def _time(
 
 
 def _given(column: str | float | None) -> str:
+    if column is None:
+        return "FALSE"
     return f"{identifier(column)} IS NOT NULL" if isinstance(column, str) else "TRUE"
 
 
