@@ -134,7 +134,9 @@ def test_an_event_without_its_keys_is_set_aside_with_the_reason(staged):
 @pytest.mark.parametrize("at_once", [1, 3, 10**6])
 def test_repeats_are_found_however_few_hashes_fit_in_memory(staged, monkeypatch, at_once):
     monkeypatch.setattr(events, "HASHES_AT_ONCE", at_once)
-    labs = LABS + "\n".join(f"1 {day} sbp {x}" for day in (60, 70) for x in (101, 102, 102, 101, "."))
+    labs = LABS + "\n".join(
+        f"1 {day} sbp {x}" for day in (60, 70) for x in (101, 102, 102, 101, ".")
+    )
     found = staged(labs=labs + "\n1 60 sbp .\n").quarantine()
     assert found == [("labs", row, "repeats an earlier row") for row in (4, 5, 9, 10, 12)]
 
