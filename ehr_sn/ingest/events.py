@@ -12,7 +12,12 @@ DuckDB tables made here:
 - `quarantine`: table_name, row_number, reason, action
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import duckdb
+import numpy as np
+import pyarrow as pa
 
 from ehr_sn.config import Clock, Config, Events, Range
 from ehr_sn.errors import DataError
@@ -20,6 +25,7 @@ from ehr_sn.ingest.tables import count, identifier, literal, literals, source
 
 SET_ASIDE = "row set aside"
 MADE_MISSING = "value made missing"
+HASHES_AT_ONCE = 2**25  # eight bytes each, beside what DuckDB holds
 LARGEST = 1e18  # beyond it no measurement lies, and a slope per year may leave float32
 
 _SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
@@ -135,6 +141,7 @@ def _judge(
     """Make the table `judged`: a source's rows, with the reasons against row and value."""
     value = identifier(events.numeric_value) if events.numeric_value else "NULL::DOUBLE"
     value_reason = _value_reason("value", events.numeric_value, _implausible_event(config))
+    types = _types(db, events.table)
     db.execute(
         f"""CREATE TABLE judged AS SELECT _row, subject_id, time, code,
             {_number("value")} AS number,
@@ -148,22 +155,47 @@ def _judge(
             {value_reason} AS value_reason
         FROM (SELECT _row, known.subject_id, {value} AS value,
                 {_given(events.subject_id)} AS subject_given,
-                {_time(events.time, events.clock or config.clock)} AS time,
+                {_time(events.time, events.clock or config.clock, types)} AS time,
                 {_given(events.time)} AS time_given,
                 {identifier(events.code)}::VARCHAR AS code
             FROM {source(events.table)} LEFT JOIN (SELECT DISTINCT subject_id FROM cohort) known
-                ON known.subject_id = {_subject(events.subject_id, subject_type)})"""
+                ON known.subject_id = {_subject(events.subject_id, subject_type, types)})"""
     )
-    db.execute(
-        """UPDATE judged SET reason = 'repeats an earlier row'
-        FROM (SELECT subject_id, time, code, number, value_reason, min(_row) AS first_row
-            FROM judged WHERE reason IS NULL GROUP BY ALL HAVING count(*) > 1) repeated
-        WHERE judged.reason IS NULL AND judged._row > first_row
-            AND (judged.subject_id, judged.time, judged.code)
-                = (repeated.subject_id, repeated.time, repeated.code)
-            AND judged.number IS NOT DISTINCT FROM repeated.number
-            AND judged.value_reason IS NOT DISTINCT FROM repeated.value_reason"""
-    )
+    _judge_repeats(db)
+
+
+def _judge_repeats(db: duckdb.DuckDBPyConnection) -> None:
+    """Give all but the first of equal rows in `judged` their reason.
+
+    A group for every row would not fit in memory. So the rows that may be equal are found first, by
+    hashes of their content that occur more than once.
+    """
+    content = "hash(subject_id, time, code, number, value_reason)"
+    parts = 1 + count(db, "SELECT count(*) FROM judged") // HASHES_AT_ONCE
+    for part in range(parts):
+        hashes = db.execute(
+            f"""SELECT {content} AS content FROM judged
+            WHERE reason IS NULL AND {content} % {parts} = {part}"""
+        ).fetchnumpy()["content"]
+        hashes.sort()
+        suspects = pa.table({"content": np.unique(hashes[1:][hashes[1:] == hashes[:-1]])})
+        if not suspects.num_rows:
+            continue
+        db.register("suspects", suspects)
+        db.execute(
+            f"""UPDATE judged SET reason = 'repeats an earlier row'
+            FROM (SELECT _row FROM judged
+                WHERE reason IS NULL AND {content} IN (SELECT content FROM suspects)
+                QUALIFY row_number() OVER (PARTITION BY subject_id, time, code, number, value_reason
+                    ORDER BY _row) > 1) repeated
+            WHERE judged._row = repeated._row"""
+        )
+        db.unregister("suspects")
+
+
+def _types(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
+    """DuckDB's type of each column of a loaded table."""
+    return {name: dtype for name, dtype, *_ in db.execute(f"DESCRIBE {source(table)}").fetchall()}
 
 
 def _subject_type(db: duckdb.DuckDBPyConnection, config: Config) -> str:
@@ -177,7 +209,9 @@ def _subject_type(db: duckdb.DuckDBPyConnection, config: Config) -> str:
     return "VARCHAR" if others else "BIGINT"
 
 
-def _subject(column: str, subject_type: str) -> str:
+def _subject(
+    column: str, subject_type: str, types: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """SQL for a subject as it is compared: as written, or as a whole number.
 
     7 and 7.0 (as tables with gaps hold whole numbers) are the same number; 007 and 7.6, which a
@@ -186,6 +220,8 @@ def _subject(column: str, subject_type: str) -> str:
     written = f"{identifier(column)}::VARCHAR"
     if subject_type == "VARCHAR":
         return written
+    if types.get(column) in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT"):
+        return f"{identifier(column)}::BIGINT"
     return rf"TRY_CAST(regexp_extract({written}, '^(0|-?[1-9]\d*)(\.0+)?$', 1) AS BIGINT)"
 
 
@@ -205,7 +241,9 @@ def _quarantine(
     )
 
 
-def _time(column: str | float | None, clock: Clock) -> str:
+def _time(
+    column: str | float | None, clock: Clock, types: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """SQL for a column, or a constant on the clock, as a timestamp in UTC, NULL if it is none."""
     if column is None:
         return "NULL::TIMESTAMP"
@@ -216,6 +254,8 @@ def _time(column: str | float | None, clock: Clock) -> str:
         time = f"TRY({origin} + to_microseconds(CAST({since} AS BIGINT)))"
     elif clock.format is not None:
         time = f"try_strptime({written}::VARCHAR, {literal(clock.format)})::TIMESTAMP"
+    elif types.get(str(column)) == "TIMESTAMP":
+        time = written
     else:
         # Not straight to TIMESTAMP: that would drop an offset without a word.
         time = f"TRY_CAST({written} AS TIMESTAMPTZ)::TIMESTAMP"
@@ -224,6 +264,8 @@ def _time(column: str | float | None, clock: Clock) -> str:
 
 
 def _given(column: str | float | None) -> str:
+    if column is None:
+        return "FALSE"
     return f"{identifier(column)} IS NOT NULL" if isinstance(column, str) else "TRUE"
 
 
