@@ -73,6 +73,7 @@ def find_all(
         *_absent_codes(db, config),
         *_unused_codes(db, config),
         *_useless_features(features, statistics),
+        *_noticed(db),
     ]
 
 
@@ -142,7 +143,7 @@ def _configured_codes(config: Config) -> dict[str, str]:
     for name, codes in config.features.history.items():
         named |= dict.fromkeys(codes, f"features.history.{name}")
     for name, label in config.labels.items():
-        named |= dict.fromkeys(label.codes, f"labels.{name}")
+        named |= dict.fromkeys(label.codes or (), f"labels.{name}")
     return named
 
 
@@ -163,11 +164,13 @@ def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
 
 
 def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
+    codes = tuple(_configured_codes(config))
+    unused_only = f"WHERE code NOT IN ({literals(codes)})" if codes else ""
     unused = db.execute(
         f"""SELECT source, count(*), sum(events)::BIGINT,
             min(code) FILTER (subjects >= {SHOWN_FROM_SUBJECTS})
         FROM (SELECT source, code, count(*) AS events, count(DISTINCT subject_id) AS subjects
-            FROM events WHERE code NOT IN ({literals(tuple(_configured_codes(config)))})
+            FROM events {unused_only}
             GROUP BY ALL)
         GROUP BY source ORDER BY source"""
     ).fetchall()
@@ -182,6 +185,12 @@ def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
         )
         for source, codes, events, example in unused
     ]
+
+
+def _noticed(db: duckdb.DuckDBPyConnection) -> list[Finding]:
+    """What the steps before have counted by column."""
+    noticed = db.execute("FROM notices ORDER BY check_name, place, message").fetchall()
+    return [Finding(check, place, n, of, said) for check, place, n, of, said in noticed]
 
 
 def _useless_features(features: list[Feature], statistics: FeatureStatistics) -> list[Finding]:
