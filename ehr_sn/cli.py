@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ehr_sn import __version__
-from ehr_sn.config import load_config
+from ehr_sn.config import DATA_ROOT, load_config
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.table import all_methods, explain, headline
 from ehr_sn.ingest import store as stores
@@ -24,9 +24,29 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+SHOWN_CODED = 10  # columns with missing codes that are listed one by one
 out = Console()
 err = Console(stderr=True)
 
+
+def _use_data(folder: Path | None) -> Path | None:
+    if folder is not None:
+        os.environ[DATA_ROOT] = str(folder.absolute())
+    return folder
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        envvar=DATA_ROOT,
+        callback=_use_data,
+        exists=True,
+        file_okay=False,
+        help="Where CONFIG's tables lie, in place of its data_root.",
+    ),
+]
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The data set's YAML, such as configs/nafld.yaml.")
 ]
@@ -40,7 +60,9 @@ JsonFile = Annotated[
 
 
 @app.command()
-def run(config: ConfigFile, force: Force = False, json_file: JsonFile = None) -> None:
+def run(
+    config: ConfigFile, force: Force = False, json_file: JsonFile = None, data: Data = None
+) -> None:
     """Ingest, train, evaluate and record everything in CONFIG; ends with the table.
 
     What an earlier run finished is found again: an interrupted run resumes, a finished one only
@@ -63,7 +85,7 @@ def run(config: ConfigFile, force: Force = False, json_file: JsonFile = None) ->
 
 
 @app.command()
-def ingest(config: ConfigFile) -> None:
+def ingest(config: ConfigFile, data: Data = None) -> None:
     """Turn CONFIG's tables into its Parquet store, or find it if it was made before."""
     load_config(config)
     from flows.ingest import ingest as flow
@@ -72,7 +94,7 @@ def ingest(config: ConfigFile) -> None:
 
 
 @app.command()
-def train(config: ConfigFile, force: Force = False) -> None:
+def train(config: ConfigFile, force: Force = False, data: Data = None) -> None:
     """Train and record the comparison in CONFIG, ingesting first only if that was not done."""
     load_config(config)
     from flows.train import train as flow
@@ -89,6 +111,7 @@ def compare(config: ConfigFile, json_file: JsonFile = None) -> None:
 @app.command()
 def check(
     config: ConfigFile,
+    data: Data = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole report as JSON.")
     ] = False,
@@ -99,6 +122,13 @@ def check(
         print(json.dumps(report, indent=2, ensure_ascii=False))
         return
     out.print(_tables_table(report), _labels_table(report), _findings_table(report))
+    if "eligible" in report["cohort"]:
+        cohort = report["cohort"]
+        unknown = cohort["eligibility_unknown"]
+        out.print(
+            f"Eligible: {cohort['eligible']:,} of {cohort['rows']:,} rows of the cohort's table"
+            + (f"; of {unknown:,} it is not known." if unknown else ".")
+        )
     observed = sum(f["observed_rate"] for f in report["features"]) / len(report["features"])
     out.print(
         f"{config} is valid: {report['rows']:,} rows, {len(report['features'])} features "
@@ -188,7 +218,8 @@ def _tables_table(report: dict[str, Any]) -> Table:
 def _labels_table(report: dict[str, Any]) -> Table:
     table = Table(title="Labels", title_justify="left")
     table.add_column("Disease")
-    rules = ("rows", "recorded_before", "followed_too_short", "eligible", "positive")
+    every = ("rows", "unknown", "recorded_before", "followed_too_short", "eligible", "positive")
+    rules = [r for r in every if any(r in counts for counts in report["labels"].values())]
     for rule in rules:
         table.add_column(rule.replace("_", " ").capitalize(), justify="right")
     for disease, counts in report["labels"].items():
@@ -202,8 +233,14 @@ def _findings_table(report: dict[str, Any]) -> Table:
     table.add_column("Where")
     table.add_column("Count", justify="right")
     table.add_column("What")
+    coded = [finding for finding in report["findings"] if finding["check"] == "missing code"]
     for finding in report["findings"]:
-        table.add_row(
-            finding["check"], finding["where"], f"{finding['count']:,}", finding["message"]
-        )
+        if finding not in coded or len(coded) <= SHOWN_CODED:
+            table.add_row(
+                finding["check"], finding["where"], f"{finding['count']:,}", finding["message"]
+            )
+    if len(coded) > SHOWN_CODED:
+        cells = sum(finding["count"] for finding in coded)
+        told = "made missing; column by column with --json"
+        table.add_row("missing code", f"{len(coded)} columns", f"{cells:,}", told)
     return table

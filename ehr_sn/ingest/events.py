@@ -36,8 +36,9 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         A column of values holds no number at all.
     """
     subject_type = subject_type_of(db, config)
+    tables = literals(tuple(config.tables))
     db.execute(
-        f"""CREATE TABLE events (source ENUM ({literals(tuple(config.tables))}), subject_id {subject_type},
+        f"""CREATE TABLE events (source ENUM ({tables}), subject_id {subject_type},
             time TIMESTAMP, code VARCHAR, numeric_value DOUBLE)"""
     )
     for i, events in enumerate(config.events):

@@ -177,7 +177,9 @@ def _files(config: Config, name: str) -> list[Path]:
     if path.is_file():  # as it is written, whatever its name holds
         return [path]
     if table.path is not None and re.search(r"[*?\[{]", table.path):
-        found = {Path(f) for p in _alternatives(str(path)) for f in glob.glob(p, recursive=True)}
+        root = Path(path.anchor)
+        patterns = [Path(pattern) for pattern in _alternatives(str(path))]
+        found = {f for pattern in patterns for f in root.glob(str(pattern.relative_to(root)))}
         files = sorted(file for file in found if file.is_file())
         if files:
             return files
@@ -284,10 +286,10 @@ def _load(db: duckdb.DuckDBPyConnection, name: str, stack: _Stack, wanted: list[
                 rows = count(db, f"SELECT count(*) FROM {source(name)}")
         if rows == before:
             raise DataError(f"{file.where}: the table is empty: there is nothing to ingest")
-    for column, files in absent.items():
-        if files:
-            message = f"{column} is in {len(stack.files) - files} of {len(stack.files)} files"
-            notice(db, "absent column", name, files, len(stack.files), message)
+    for files in sorted(set(absent.values()) - {0}):
+        named = ", ".join(column for column, n in absent.items() if n == files)
+        message = f"missing in {files} of {len(stack.files)} files, which lack the column: {named}"
+        notice(db, "absent column", name, files, len(stack.files), message)
     return rows
 
 
@@ -404,12 +406,12 @@ def _open_xpt(
         relation, start = f"xpt_{name}", 0
         while True:
             frame, _ = read(usecols=columns, row_offset=start, row_limit=XPT_ROWS)
-            if not len(frame):
-                return
             db.register(relation, _plain(frame))
             yield identifier(relation)
             db.unregister(relation)
             start += len(frame)
+            if len(frame) < XPT_ROWS:
+                return
 
     first, _ = read(row_limit=1)
     db.register(f"xpt_{name}", _plain(first))

@@ -62,9 +62,10 @@ def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int
     for table in config.cohort.join:
         _judge_joined(db, config, columns, table)
     attrition = _join(db, config, columns)
-    late = f"""CASE WHEN end_given AND follow_up_end IS NULL
-        THEN 'end of follow-up {NO_TIME}' END"""
-    _set_value_aside(db, config.cohort.table, late)
+    if config.cohort.follow_up_end is not None:
+        no_end = f"""CASE WHEN end_given AND follow_up_end IS NULL
+            THEN 'end of follow-up {NO_TIME}' END"""
+        _set_value_aside(db, config.cohort.table, no_end)
     made = [
         made
         for name, feature in config.features.wide.items()
@@ -224,11 +225,11 @@ def _feature(
         counted = []
         if feature.missing_codes is not None:
             codes = ", ".join(map(category_name, feature.missing_codes))
-            counted.append(("missing code", coded, f"{column}: {codes}: made missing"))
+            counted.append(("missing code", coded, f"{column}: {codes} made missing"))
         if feature.categories is not None:
             seen = _is_one_of(given, feature.categories)
             unseen = f"({given}) IS NOT NULL AND NOT {seen}"
-            message = f"{column}: none of its {len(feature.categories)} categories: made missing"
+            message = f"{column}: what is none of its categories made missing"
             counted.append(("unseen category", unseen, message))
             if not count(db, f"SELECT count(*) FROM wide WHERE {seen}"):
                 raise DataError(
