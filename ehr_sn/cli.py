@@ -3,12 +3,14 @@
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from ehr_sn import __version__
@@ -16,6 +18,7 @@ from ehr_sn.config import DATA_ROOT, load_config
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.table import all_methods, explain, headline
 from ehr_sn.ingest import store as stores
+from ehr_sn.ingest.fetch import CDC, TABLES, fetch_nhanes
 
 app = typer.Typer(
     help="Predict disease from incomplete EHR tables, and see which way of handling missing "
@@ -134,6 +137,47 @@ def check(
         f"{config} is valid: {report['rows']:,} rows, {len(report['features'])} features "
         f"({observed:.0%} of entries observed), {len(report['labels'])} diseases."
     )
+
+
+@app.command()
+def fetch(
+    dataset: Annotated[Literal["nhanes"], typer.Argument(help="The public data set.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where its files go.")],
+    cycles: Annotated[
+        list[str],
+        typer.Option(
+            metavar="CYCLE [CYCLE]...", help="Survey cycles, such as 2005-2006 2007-2008."
+        ),
+    ],
+    further_cycles: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    tables: Annotated[
+        str, typer.Option(help="CDC's names of the tables, separated by commas.")
+    ] = ",".join(TABLES),
+    base_url: Annotated[str, typer.Option(help="CDC's address, or that of a mirror.")] = CDC,
+) -> None:
+    """Download a public data set: resumed where it stopped, and checked against SHA256SUMS."""
+    with Progress(console=err, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(file: str, done: int, total: int | None) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file, total=total)
+            bar.update(tasks[file], completed=done, total=total, visible=done != total)
+
+        results = fetch_nhanes(
+            [*cycles, *(further_cycles or [])],
+            to,
+            tables=tables.split(","),
+            base_url=base_url,
+            advance=advance,
+        )
+    counts = Counter(result.outcome for result in results)
+    size = sum(result.size for result in results) / 1e6
+    for result in results:
+        if result.outcome == "not in that cycle":
+            err.print(f"{result.path}: no such table in that cycle", highlight=False)
+    told = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+    out.print(f"{to}: {told} ({size:,.1f} MB).", highlight=False, soft_wrap=True)
 
 
 @app.command()
