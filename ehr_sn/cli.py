@@ -164,12 +164,9 @@ def fetch(
                 tasks[file] = bar.add_task(file, total=total)
             bar.update(tasks[file], completed=done, total=total, visible=done != total)
 
+        wanted = [*cycles, *(further_cycles or [])]
         results = fetch_nhanes(
-            [*cycles, *(further_cycles or [])],
-            to,
-            tables=tables.split(","),
-            base_url=base_url,
-            advance=advance,
+            wanted, to, tables=tables.split(","), base_url=base_url, advance=advance
         )
     counts = Counter(result.outcome for result in results)
     size = sum(result.size for result in results) / 1e6

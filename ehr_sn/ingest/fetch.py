@@ -5,6 +5,7 @@ carried on where it stopped. `SHA256SUMS` in the target folder holds every file'
 `sha256sum` writes it: files that match it are not fetched again.
 """
 
+import functools
 import http.client
 import time
 import urllib.error
@@ -82,6 +83,8 @@ def fetch_nhanes(
     for cycle in cycles:
         if cycle not in CYCLES:
             raise FetchError(f"{cycle!r} is no NHANES cycle; {did_you_mean(cycle, CYCLES)}")
+    if not base_url.lower().startswith(("http://", "https://")):
+        raise FetchError(f"{base_url!r} is no web address: it begins with https:// or http://")
     folder = _Folder(to)
     results = []
     for cycle in cycles:
@@ -117,7 +120,7 @@ def _first_found(folder: "_Folder", urls: dict[str, str], advance: Advance, wait
         target = folder.path / path
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = _Partial(target, url)
-        if not _with_patience(partial, lambda done, total, p=path: advance(p, done, total), wait):
+        if not _with_patience(partial, functools.partial(advance, path), wait):
             continue
         folder.accept(path, partial)
         return Fetched(path, "fetched", target.stat().st_size)
@@ -230,7 +233,8 @@ def _with_patience(partial: _Partial, advance: _Progress, wait: float) -> bool:
             elif error.code < 500 and error.code != http.HTTPStatus.TOO_MANY_REQUESTS:
                 raise FetchError(f"{partial.url}: {fault}") from None
         except (http.client.HTTPException, OSError) as error:
-            fault = str(getattr(error, "reason", None) or type(error).__name__)
+            told = getattr(error, "reason", None) or getattr(error, "strerror", None)
+            fault = str(told or type(error).__name__)
             if isinstance(error, OSError) and getattr(error, "filename", None):
                 raise FetchError(f"{partial.path}: cannot be written ({error.strerror})") from None
         else:
