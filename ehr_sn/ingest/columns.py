@@ -66,8 +66,10 @@ class Columns:
                 return self.require(key, column)
         if len(tables) == 1:
             return self.require(key, Column(cohort.table, name))
-        every = [column for table in tables for column in self.headers[table]]
-        qualified = [f"{table}.{c}" for table in tables for c in self.headers[table]]
+        # Without the subject's column a file may lack a header: its first row is then a patient's.
+        known = [table for table in tables if cohort.subject_id in self.headers[table]]
+        every = [column for table in known for column in self.headers[table]]
+        qualified = [f"{table}.{column}" for table in known for column in self.headers[table]]
         hint = did_you_mean(name, qualified if "." in name else every)
         raise DataError(f"{where}: none of the cohort's tables has a column {name!r}; {hint}")
 

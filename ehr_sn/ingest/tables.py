@@ -422,7 +422,8 @@ def _open_xpt(
 
 def _plain(frame: Any) -> Any:
     """A frame in which a column of mixed objects is text."""
-    return frame.astype(dict.fromkeys(frame.select_dtypes("object").columns, "string"))
+    mixed = [name for name, dtype in frame.dtypes.items() if dtype == object]
+    return frame.astype(dict.fromkeys(mixed, "string"))
 
 
 def _frame(item: str) -> Any:
