@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -270,7 +271,7 @@ class Features(_Model):
     history: dict[Name, Codes] = {}
     lookback_days: Days | None = None
 
-    @property
+    @cached_property
     def wide(self) -> dict[str, StaticFeature]:
         """Features that columns hold: `static`, then `columns`."""
         listed = {
@@ -407,6 +408,8 @@ class Config(_Model):
         for key, table in self._table_references():
             if table not in self.tables:
                 raise ValueError(f"{key}: no table {table!r}; {did_you_mean(table, self.tables)}")
+        if self.cohort.table in self.cohort.join:
+            raise ValueError("cohort.join: names cohort.table, which is joined with itself already")
         self._names_free()
         self._events_where_needed()
         self._numbers_have_an_origin()
@@ -489,6 +492,15 @@ class Config(_Model):
                         f"{key}: holds a code of labels.{name}, which is recorded by the "
                         "prediction time: the feature would give the label away"
                     )
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """Every condition over columns, by its key."""
+        written = {"cohort.where": self.cohort.where}
+        for name, label in self.labels.items():
+            written[f"labels.{name}.positive"] = label.positive
+            written[f"labels.{name}.negative"] = label.negative
+        return {key: text for key, text in written.items() if text is not None}
 
     def resolve(self, path: str) -> Path:
         """A table's path: as it is if absolute, else below `data_root`.

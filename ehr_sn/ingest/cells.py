@@ -52,17 +52,11 @@ def create_quarantine(db: duckdb.DuckDBPyConnection) -> None:
 
 
 def set_aside(
-    db: duckdb.DuckDBPyConnection,
-    judged: str,
-    table: str,
-    reason: str,
-    action: str,
-    row: str = "_row",
+    db: duckdb.DuckDBPyConnection, judged: str, table: str, reason: str, action: str
 ) -> None:
-    """Put the rows that have a reason into the quarantine, each once."""
+    """Put the rows of `judged` that have a reason into the quarantine."""
     db.execute(
-        f"""INSERT INTO quarantine
-        SELECT DISTINCT {literal(table)}, {row}, {reason}, {literal(action)}
+        f"""INSERT INTO quarantine SELECT {literal(table)}, _row, {reason}, {literal(action)}
         FROM {judged} WHERE {reason} IS NOT NULL"""
     )
 

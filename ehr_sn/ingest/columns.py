@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from ehr_sn.config import Config
@@ -94,16 +95,36 @@ class Columns:
             raise DataError(f"{fault} has no column {column.name!r}; {hint}{question}")
         return column
 
-    def of_feature(self, name: str) -> list[Column]:
-        """The columns that a feature is made of."""
-        feature = self.config.features.wide[name]
-        key = self.config.features.key(name)
-        key = f"{key}.column" if name in self.config.features.static else key
-        return [self.find(key, column) for column in feature.column]
+    @cached_property
+    def of_features(self) -> dict[str, list[Column]]:
+        """The columns that each feature is made of."""
+        return {
+            name: [self.find(_feature_key(self.config, name), column) for column in feature.column]
+            for name, feature in self.config.features.wide.items()
+        }
 
-    def of_condition(self, key: str, text: str) -> dict[str, Column]:
-        """The column that each name in a condition means."""
-        return {name: self.find(key, name) for name in Expression.parse(text).columns}
+    @cached_property
+    def of_conditions(self) -> dict[str, dict[str, Column]]:
+        """For each condition's key, the column that each name in it means."""
+        return {
+            key: {name: self.find(key, name) for name in Expression.parse(text).columns}
+            for key, text in self.config.conditions.items()
+        }
+
+    @cached_property
+    def compared(self) -> set[Column]:
+        """The columns in which text counts: those of conditions and categories."""
+        compared = {column for names in self.of_conditions.values() for column in names.values()}
+        for name, feature in self.config.features.wide.items():
+            if feature.categories is not None:
+                compared.update(self.of_features[name])
+        return compared
+
+    def used(self, table: str) -> list[Column]:
+        """The columns of one of the cohort's tables that features and conditions use."""
+        used = [column for columns in self.of_features.values() for column in columns]
+        used += [column for names in self.of_conditions.values() for column in names.values()]
+        return list(dict.fromkeys(column for column in used if column.table == table))
 
     def references(self) -> list[Reference]:
         """Every column that the configuration names.
@@ -134,11 +155,8 @@ class Columns:
         for name, label in config.labels.items():
             away = f"labels.{name}: the feature would give the label away"
             for kind in ("positive", "negative"):
-                condition = getattr(label, kind)
-                key = f"labels.{name}.{kind}"
-                if condition is not None:
-                    read = self.of_condition(key, condition).values()
-                    kept_out |= dict.fromkeys(read, f"is read by {away}")
+                read = self.of_conditions.get(f"labels.{name}.{kind}", {}).values()
+                kept_out |= dict.fromkeys(read, f"is read by {away}")
             for i, entry in enumerate(label.keep_out):
                 columns = (
                     [Column(entry, column) for column in self.headers[entry]]
@@ -148,11 +166,17 @@ class Columns:
                 kept_out |= {
                     column: f"is kept out by {away}" for column in columns if column not in kept_out
                 }
-        for name in config.features.wide:
-            for column in self.of_feature(name):
+        for name, columns in self.of_features.items():
+            for column in columns:
                 if column in kept_out:
                     where = config.where(config.features.key(name))
                     yield f"{where}: the column {column} {kept_out[column]}"
+
+
+def _feature_key(config: Config, name: str) -> str:
+    """The key that names a feature's columns."""
+    key = config.features.key(name)
+    return f"{key}.column" if name in config.features.static else key
 
 
 def _named(config: Config) -> Iterator[tuple[str, str | None, str, bool]]:
@@ -165,17 +189,10 @@ def _named(config: Config) -> Iterator[tuple[str, str | None, str, bool]]:
     for i, table in enumerate(cohort.join):
         yield f"cohort.join.{i}", table, cohort.subject_id, True
     for name, feature in features.wide.items():
-        key = features.key(name)
         for column in feature.column:
-            yield f"{key}.column" if name in features.static else key, None, column, False
-    conditions = {"cohort.where": cohort.where}
-    for name, label in config.labels.items():
-        conditions |= {
-            f"labels.{name}.positive": label.positive,
-            f"labels.{name}.negative": label.negative,
-        }
-    for key, condition in conditions.items():
-        for name in Expression.parse(condition).columns if condition is not None else ():
+            yield _feature_key(config, name), None, column, False
+    for key, text in config.conditions.items():
+        for name in Expression.parse(text).columns:
             yield key, None, name, False
     for i, events in enumerate(config.events):
         for key in ("subject_id", "time", "code", "numeric_value"):

@@ -422,7 +422,7 @@ def _open_xpt(
 
 def _plain(frame: Any) -> Any:
     """A frame in which a column of mixed objects is text."""
-    mixed = [name for name, dtype in frame.dtypes.items() if dtype == object]
+    mixed = [name for name, dtype in frame.dtypes.items() if str(dtype) == "object"]
     return frame.astype(dict.fromkeys(mixed, "string"))
 
 

@@ -66,15 +66,16 @@ def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int
         no_end = f"""CASE WHEN end_given AND follow_up_end IS NULL
             THEN 'end of follow-up {NO_TIME}' END"""
         _set_value_aside(db, config.cohort.table, no_end)
-    made = [
-        made
-        for name, feature in config.features.wide.items()
-        for made in _feature(db, config, name, feature, columns.of_feature(name))
-    ]
-    _notice_counts(db, made)
-    values = "".join(f", {one.sql} AS {identifier(one.name)}" for one in made if one.name)
+    values: dict[str, str] = {}
+    counted: list[_Counted] = []
+    for name, feature in config.features.wide.items():
+        for column in columns.of_features[name]:
+            counted += _counted(name, feature, column)
+        values |= _feature(db, config, name, feature, columns.of_features[name])
+    _tell(db, counted)
+    selected = "".join(f", {sql} AS {identifier(name)}" for name, sql in values.items())
     db.execute(
-        f"""CREATE TABLE cohort AS SELECT row, subject_id, prediction_time, follow_up_end {values}
+        f"""CREATE TABLE cohort AS SELECT row, subject_id, prediction_time, follow_up_end {selected}
         FROM wide ORDER BY row"""
     )
     stated = "".join(
@@ -152,21 +153,21 @@ def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> di
     cohort = config.cohort
     condition = "TRUE"
     if cohort.where is not None:
-        condition = _condition(columns, "cohort.where", cohort.where)
+        condition = _condition(columns, "cohort.where")
     joins = " ".join(
-        f"LEFT JOIN {_joined(table)} ON joined_cohort.subject_id = {_joined(table)}.joined_subject "
+        f"LEFT JOIN {_joined(table)} ON base.subject_id = {_joined(table)}.joined_subject "
         f"AND {_joined(table)}.reason IS NULL"
         for table in cohort.join
     )
     held = "".join(
         f", {_joined(table)}.{identifier(name)}"
         for table in cohort.join
-        for name in (f"{table}._row", *map(str, columns_of(columns, table)))
+        for name in (f"{table}._row", *map(str, columns.used(table)))
     )
     db.execute(
         f"""CREATE TABLE joined AS SELECT *, ({condition})::BOOLEAN AS eligible
-        FROM (SELECT joined_cohort.* {held} FROM judged_cohort joined_cohort {joins}
-            WHERE joined_cohort.reason IS NULL)"""
+        FROM (SELECT base.* {held} FROM judged_cohort base {joins}
+            WHERE base.reason IS NULL)"""
     )
     rows, eligible, unknown = db.execute(
         "SELECT count(*), count(*) FILTER (eligible), count(*) - count(eligible) FROM joined"
@@ -194,75 +195,59 @@ def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> di
     }
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A column of the cohort: its name, its SQL, and what to tell of its column by count.
-
-    `counted` are (check, condition, message); a column of means has one entry without name for
-    each of its columns.
-    """
-
-    place: str
-    name: str | None = None
-    sql: str = ""
-    filled: str = ""
-    counted: tuple[tuple[str, str, str], ...] = ()
-
-
 def _feature(
     db: duckdb.DuckDBPyConnection,
     config: Config,
     name: str,
     feature: StaticFeature,
     columns: list[Column],
-) -> Iterator[_Made]:
+) -> dict[str, str]:
+    """SQL of each of the store's columns that a feature becomes; its bad values to quarantine."""
     where = config.where(config.features.key(name))
+    if feature.categories is not None:
+        (column,) = columns
+        given = _given(feature, column)
+        if not count(
+            db, f"SELECT count(*) FROM wide WHERE {_is_one_of(given, feature.categories)}"
+        ):
+            raise DataError(
+                f"{where}: column {column.name!r} of table {column.table} holds none of the "
+                "categories in any row: write numbers plainly, texts in quotes"
+            )
+        return _categories(name, feature, given)
     values = []
     for column in columns:
-        raw = identifier(str(column))
-        coded = _is_one_of(raw, feature.missing_codes or ())
-        given = f"CASE WHEN NOT {coded} THEN {raw} END" if feature.missing_codes else raw
-        counted = []
-        if feature.missing_codes is not None:
-            codes = ", ".join(map(category_name, feature.missing_codes))
-            counted.append(("missing code", coded, f"{column}: {codes} made missing"))
-        if feature.categories is not None:
-            seen = _is_one_of(given, feature.categories)
-            unseen = f"({given}) IS NOT NULL AND NOT {seen}"
-            message = f"{column}: what is none of its categories made missing"
-            counted.append(("unseen category", unseen, message))
-            if not count(db, f"SELECT count(*) FROM wide WHERE {seen}"):
-                raise DataError(
-                    f"{where}: column {column.name!r} of table {column.table} holds none of the "
-                    "categories in any row: numbers are written plainly, texts in quotes"
-                )
-            yield from _categories(name, feature, given)
-        else:
-            require_some_number(db, where, column.table, column.name)
-            bad = value_reason_of(given, column.name, implausible(given, feature, name))
-            _set_value_aside(db, column.table, bad)
-            values.append(f"CASE WHEN ({bad}) IS NULL THEN {number(given)} END")
-        yield _Made(name, filled=raw, counted=tuple(counted))
+        given = _given(feature, column)
+        require_some_number(db, where, column.table, column.name)
+        bad = value_reason_of(given, column.name, implausible(given, feature, name))
+        _set_value_aside(db, column.table, bad)
+        values.append(f"CASE WHEN ({bad}) IS NULL THEN {number(given)} END")
     if len(values) == 1:
-        yield _Made(name, name, values[0])
-    elif values:
-        yield _Made(name, name, f"list_avg([{', '.join(values)}])")  # of those that are there
+        return {name: values[0]}
+    return {name: f"list_avg([{', '.join(values)}])"}  # of those that are there
 
 
-def _categories(name: str, feature: StaticFeature, given: str) -> Iterator[_Made]:
-    assert feature.categories is not None
+def _given(feature: StaticFeature, column: Column) -> str:
+    """SQL of a column's cell, NULL where it holds a code for missing."""
+    raw = identifier(str(column))
+    if feature.missing_codes is None:
+        return raw
+    return f"CASE WHEN NOT {_is_one_of(raw, feature.missing_codes)} THEN {raw} END"
+
+
+def _categories(name: str, feature: StaticFeature, given: str) -> dict[str, str]:
+    categories = feature.categories or ()
     if feature.ordinal:
         places = " ".join(
             f"WHEN {_is_one_of(given, (cell,))} THEN {place}"
-            for place, cell in enumerate(feature.categories)
+            for place, cell in enumerate(categories)
         )
-        yield _Made(name, name, f"(CASE {places} END)::DOUBLE")
-        return
-    seen = _is_one_of(given, feature.categories)
-    for cell, column in zip(feature.categories, feature_columns(name, feature), strict=True):
-        yield _Made(
-            name, column, f"CASE WHEN {seen} THEN {_is_one_of(given, (cell,))}::INTEGER::DOUBLE END"
-        )
+        return {name: f"(CASE {places} END)::DOUBLE"}
+    seen = _is_one_of(given, categories)
+    return {
+        column: f"CASE WHEN {seen} THEN {_is_one_of(given, (cell,))}::INTEGER::DOUBLE END"
+        for cell, column in zip(categories, feature_columns(name, feature), strict=True)
+    }
 
 
 def feature_columns(name: str, feature: StaticFeature) -> list[str]:
@@ -282,76 +267,75 @@ def _is_one_of(value: str, cells: tuple[str | float, ...]) -> str:
 
 
 def _label(columns: Columns, name: str) -> str:
-    label = columns.config.labels[name]
-    assert label.positive is not None
-    assert label.negative is not None
-    positive = _condition(columns, f"labels.{name}.positive", label.positive)
-    negative = _condition(columns, f"labels.{name}.negative", label.negative)
+    positive = _condition(columns, f"labels.{name}.positive")
+    negative = _condition(columns, f"labels.{name}.negative")
     return f"(CASE WHEN {positive} THEN 1 WHEN {negative} THEN 0 END)::TINYINT"
 
 
-def _condition(columns: Columns, key: str, text: str) -> str:
-    found = columns.of_condition(key, text)
+def _condition(columns: Columns, key: str) -> str:
+    found = columns.of_conditions[key]
+    text = columns.config.conditions[key]
     return Expression.parse(text).sql(lambda name: identifier(str(found[name])))
-
-
-def columns_of(columns: Columns, table: str) -> list[Column]:
-    """The columns of one table that features and conditions use."""
-    used = [c for name in columns.config.features.wide for c in columns.of_feature(name)]
-    used += _compared(columns)
-    return list(dict.fromkeys(column for column in used if column.table == table))
-
-
-def _compared(columns: Columns) -> list[Column]:
-    """The columns in which text counts: those of conditions and categories."""
-    config = columns.config
-    conditions = {"cohort.where": config.cohort.where}
-    for name, label in config.labels.items():
-        conditions[f"labels.{name}.positive"] = label.positive
-        conditions[f"labels.{name}.negative"] = label.negative
-    compared = [
-        column
-        for key, text in conditions.items()
-        if text is not None
-        for column in columns.of_condition(key, text).values()
-    ]
-    for name, feature in config.features.wide.items():
-        if feature.categories is not None:
-            compared += columns.of_feature(name)
-    return compared
 
 
 def _used(columns: Columns, table: str) -> tuple[str, str]:
     """SQL that selects the used columns of a table, and SQL of what makes two rows alike."""
-    compared = _compared(columns)
     raw, content = "", ""
-    for column in columns_of(columns, table):
+    for column in columns.used(table):
         name = identifier(str(column))
         raw += f", {identifier(column.name)} AS {name}"
         content += f", {number(name)}"
-        if column in compared:
+        if column in columns.compared:
             content += f", CASE WHEN {number(name)} IS NULL THEN {name}::VARCHAR END"
     return raw, content
 
 
-def _notice_counts(db: duckdb.DuckDBPyConnection, made: list[_Made]) -> None:
-    """Tell, column by column, what was made missing too often to list each row."""
-    told = [(one, check, test, message) for one in made for check, test, message in one.counted]
-    if not told:
+@dataclass(frozen=True)
+class _Counted:
+    """A reason why many cells of a column may become missing: told by count, not row by row."""
+
+    check: str
+    feature: str
+    column: Column
+    test: str
+    message: str
+
+
+def _counted(name: str, feature: StaticFeature, column: Column) -> Iterator[_Counted]:
+    if feature.missing_codes is not None:
+        coded = _is_one_of(identifier(str(column)), feature.missing_codes)
+        codes = ", ".join(map(category_name, feature.missing_codes))
+        message = f"{column}: {codes} made missing"
+        yield _Counted("missing code", name, column, coded, message)
+    if feature.categories is not None:
+        given = _given(feature, column)
+        unseen = f"({given}) IS NOT NULL AND NOT {_is_one_of(given, feature.categories)}"
+        message = f"{column}: what is none of its categories made missing"
+        yield _Counted("unseen category", name, column, unseen, message)
+
+
+def _tell(db: duckdb.DuckDBPyConnection, counted: list[_Counted]) -> None:
+    """Count over the eligible rows, in one pass."""
+    if not counted:
         return
-    tests = ", ".join(f"count(*) FILTER ({test}), count({one.filled})" for one, _, test, _ in told)
+    tests = ", ".join(
+        f"count(*) FILTER ({one.test}), count({identifier(str(one.column))})" for one in counted
+    )
     counts = db.execute(f"SELECT {tests} FROM wide").fetchall()[0]
-    for (one, check, _, message), rows, filled in zip(told, counts[::2], counts[1::2], strict=True):
+    for one, rows, filled in zip(counted, counts[::2], counts[1::2], strict=True):
         if rows:
-            notice(db, check, one.place, rows, filled, message)
+            notice(db, one.check, one.feature, rows, filled, one.message)
 
 
 def _set_row_aside(db: duckdb.DuckDBPyConnection, judged: str, table: str) -> None:
-    set_aside(db, judged, table, "reason", SET_ASIDE, _row_of(table))
+    rows = f"(SELECT {_row_of(table)} AS _row, reason FROM {judged})"
+    set_aside(db, rows, table, "reason", SET_ASIDE)
 
 
 def _set_value_aside(db: duckdb.DuckDBPyConnection, table: str, reason: str) -> None:
-    set_aside(db, "wide", table, f"({reason})", MADE_MISSING, _row_of(table))
+    # A joined row may serve several rows of the cohort: it is told once.
+    rows = f"(SELECT DISTINCT {_row_of(table)} AS _row, {reason} AS reason FROM wide)"
+    set_aside(db, rows, table, "reason", MADE_MISSING)
 
 
 def _row_of(table: str) -> str:

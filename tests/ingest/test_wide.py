@@ -402,6 +402,8 @@ def test_a_feature_that_would_give_a_label_away_is_refused(survey, stage, change
         ({"labels__diabetes__codes": ["E11"]}, "give either codes, or positive and negative"),
         ({"labels__diabetes__prevalent": True}, "go with codes"),
         ({"labels__diabetes__positive": "told = 1"}, "write == for 'equals'"),
+        ({"cohort__join": ["people", "exam"]}, "names cohort.table"),
+        ({"cohort__join": ["exam", "exam"]}, "only once"),
         ({"cohort__where": "age"}, "age alone is no condition"),
         ({"labels__diabetes": {"codes": ["E11"], "prevalent": True}}, "looked up in `events`"),
         ({"features__measurements": {"sbp": {}}}, "looked up in `events`"),
@@ -417,6 +419,18 @@ def test_a_configuration_that_cannot_be_meant_is_refused(survey, changes, said):
         survey.config(**changes)
     assert said in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_tables_may_have_the_names_of_steps(survey, stage):
+    names = {"people": "judged_cohort", "exam": "cohort", "asked": "joined"}
+    staged = stage(
+        survey.config(
+            tables={new: {"path": f"{old}.csv"} for old, new in names.items()},
+            cohort={"table": "judged_cohort", "subject_id": "id", "join": ["cohort", "joined"]},
+            features__columns={"cohort": ["weight"]},
+        )
+    )
+    assert staged.features().loc[1].tolist() == [50, 80]
 
 
 def test_no_value_of_a_patient_is_in_any_message(survey, stage):
