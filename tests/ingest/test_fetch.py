@@ -229,7 +229,9 @@ def test_real_tables_are_fetched_from_the_command_line(mirror, tmp_path, shared_
     xpt = shared_data("nhanes/xpt/2013-2014")
     mirror.files = {f"/2013/DataFiles/{file.name}": file.read_bytes() for file in xpt.iterdir()}
     mirror.trouble = ["cut", None, 503]
-    command = f"ehr-sn fetch nhanes --cycles {CYCLE} --to {tmp_path} --base-url {mirror.url}"
+    mirror.files["/2011/DataFiles/DEMO_G.xpt"] = CONTENT
+    cycles = f"{CYCLE} 2011-2012"
+    command = f"ehr-sn fetch nhanes --cycles {cycles} --to {tmp_path} --base-url {mirror.url}"
     monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(sys, "argv", command.split())
     with pytest.raises(SystemExit) as ended:
@@ -238,3 +240,4 @@ def test_real_tables_are_fetched_from_the_command_line(mirror, tmp_path, shared_
     fetched = {p.name: p.read_bytes() for p in (tmp_path / CYCLE).iterdir()}
     assert set(fetched) == {f.name for f in xpt.iterdir() if f.stem[:-2] in TABLES}
     assert all(content == (xpt / name).read_bytes() for name, content in fetched.items())
+    assert (tmp_path / "2011-2012" / "DEMO_G.xpt").read_bytes() == CONTENT

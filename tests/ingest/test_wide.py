@@ -1,9 +1,15 @@
 """Wide tables: joined on the subject, read by conditions, with codes and categories by column."""
 
+import re
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from ehr_sn.cli import main
+from ehr_sn.config import load_config
 from ehr_sn.errors import ConfigError, DataError
 from ehr_sn.ingest.store import Store, check, ingest
 from ehr_sn.ingest.tables import connect, load_tables
@@ -492,9 +498,70 @@ def test_the_data_may_lie_elsewhere(crowd, monkeypatch, tmp_path):
     assert ingest(crowd.config(data_root="nowhere")) == there
 
 
+def test_the_command_line_says_where_the_data_lie_and_who_is_eligible(crowd, monkeypatch, capsys):
+    crowd.config(data_root="nowhere")
+    command = f"ehr-sn check {crowd.folder}/hospital.yaml --data {crowd.folder}"
+    monkeypatch.setenv("EHR_SN_DATA_ROOT", "to be restored")
+    monkeypatch.setattr(sys, "argv", command.split())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "Eligible: 320 of 400 rows of the cohort's table." in capsys.readouterr().out
+
+
 def test_a_joined_file_without_a_header_is_not_quoted(survey, stage):
     (survey.folder / "exam.csv").write_text("1,SECRET1,SECRET2\n3,SECRET3,SECRET4\n")
     with pytest.raises(DataError) as error:
         stage(survey.config(features__static={"w": {"column": "SECRETO"}}))
     assert "Does its first line name the columns?" in str(error.value)
     assert "SECRET" not in str(error.value).replace("SECRETO", "")
+
+
+# -- the documentation's example -----------------------------------------------------------------
+
+
+def test_the_worked_example_works(tmp_path):
+    """The YAML of docs/data-wide.md, on tables such as it describes."""
+    pyreadstat = pytest.importorskip("pyreadstat", reason="the package pyreadstat is not installed")
+    page = (Path(__file__).parents[2] / "docs" / "data-wide.md").read_text()
+    (tmp_path / "configs").mkdir()
+    path = tmp_path / "configs" / "checkup.yaml"
+    path.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    data = tmp_path / "data" / "checkup"
+    rng = np.random.default_rng(0)
+    ids = np.arange(1, 301)
+    for year, half in (("2021", ids[:150]), ("2022", ids[150:])):
+        (data / year).mkdir(parents=True)
+        blood = pd.DataFrame({"id": half, "hb": 14.0, "creat": 1.0, "albumin": 4.0})
+        if year == "2021":
+            pyreadstat.write_xport(blood, str(data / year / "blood.xpt"), file_format_version=5)
+        else:
+            blood.drop(columns="albumin").to_parquet(data / year / "blood.parquet")
+    people = pd.DataFrame(
+        {
+            "id": ids,
+            "age": 20.5,
+            "pregnant": 2,
+            "sex": rng.choice(["F", "M", "ä"], 300),
+            "region": rng.choice([1, 2, 3, 4, 5], 300),
+            **{f"sbp{i}": 120 + i for i in (1, 2, 3)},
+        }
+    )
+    people.to_csv(data / "people.csv", sep=";", decimal=",", encoding="cp1252", index=False)
+    asked = {"id": ids, "sleep": 77, "told_diabetes": ids % 3, "insulin": 1, "diet_for_diabetes": 1}
+    pd.DataFrame(asked).to_csv(data / "asked.tsv.gz", sep="\t", index=False)
+    report = check(load_config(path))
+    observed = {feature["name"]: feature["observed_rate"] for feature in report["features"]}
+    assert list(observed) == [
+        *("age", "sleep", "systolic", "sex", "region=1", "region=2", "region=3", "region=4"),
+        *("hb", "creat", "albumin"),
+    ]
+    assert observed["age"] == observed["systolic"] == observed["hb"] == 1
+    assert observed["sleep"] == 0
+    assert observed["albumin"] == 0.5
+    assert report["labels"]["diabetes"] == {
+        "rows": 300,
+        "unknown": 100,
+        "eligible": 200,
+        "positive": 100,
+    }
