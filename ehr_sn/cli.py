@@ -16,7 +16,7 @@ from rich.table import Table
 from ehr_sn import __version__
 from ehr_sn.config import DATA_ROOT, load_config
 from ehr_sn.errors import EhrSnError
-from ehr_sn.evaluate.table import all_methods, explain, headline
+from ehr_sn.evaluate.table import all_methods, explain, headline, plain_table
 from ehr_sn.ingest import store as stores
 from ehr_sn.ingest.fetch import CDC, TABLES, fetch_nhanes
 
@@ -124,7 +124,8 @@ def check(
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
         return
-    out.print(_tables_table(report), _labels_table(report), _findings_table(report))
+    for table in (_tables_table(report), _labels_table(report), _findings_table(report)):
+        out.print(table, "")
     if "eligible" in report["cohort"]:
         cohort = report["cohort"]
         unknown = cohort["eligibility_unknown"]
@@ -238,7 +239,7 @@ def _print_time(config: Path, parent_id: str, took: float) -> None:
 
 
 def _tables_table(report: dict[str, Any]) -> Table:
-    table = Table(title="Tables", title_justify="left")
+    table = plain_table("Tables")
     for column in ("Table", "Source"):
         table.add_column(column)
     for column in ("Rows", "Events", "Set aside", "Values made missing"):
@@ -257,7 +258,7 @@ def _tables_table(report: dict[str, Any]) -> Table:
 
 
 def _labels_table(report: dict[str, Any]) -> Table:
-    table = Table(title="Labels", title_justify="left")
+    table = plain_table("Labels")
     table.add_column("Disease")
     every = ("rows", "unknown", "recorded_before", "followed_too_short", "eligible", "positive")
     rules = [r for r in every if any(r in counts for counts in report["labels"].values())]
@@ -269,7 +270,7 @@ def _labels_table(report: dict[str, Any]) -> Table:
 
 
 def _findings_table(report: dict[str, Any]) -> Table:
-    table = Table(title="Findings", title_justify="left")
+    table = plain_table("Findings")
     table.add_column("Check", no_wrap=True)
     table.add_column("Where")
     table.add_column("Count", justify="right")

@@ -20,7 +20,7 @@ def headline(results: Results) -> list[Table]:
     for architecture, scaler in _distinct(results, "architecture", "scaler"):
         of_both = [r for r in results if (r["architecture"], r["scaler"]) == (architecture, scaler)]
         found = {(r["disease"], r["method"]): r for r in of_both}
-        table = _table(f"Sparsity Normalization · {architecture} · {scaler} scaler")
+        table = plain_table(f"Sparsity Normalization · {architecture} · {scaler} scaler")
         table.add_column("Disease", no_wrap=True)
         for column in ("w/o SN", "w/ SN", "Difference [95 % CI]", "p (Holm)"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -50,7 +50,7 @@ def all_methods(results: Results) -> list[Table]:
         of_both = [r for r in results if (r["architecture"], r["scaler"]) == (architecture, scaler)]
         found = {(r["method"], r["disease"]): r for r in of_both}
         diseases = _distinct(of_both, "disease")
-        table = _table(f"All methods · {architecture} · {scaler} scaler")
+        table = plain_table(f"All methods · {architecture} · {scaler} scaler")
         table.add_column("Method", no_wrap=True)
         for (disease,) in diseases:
             table.add_column(_abbreviated(_words(disease)), justify="right", no_wrap=True)
@@ -68,14 +68,15 @@ def explain(results: Results) -> str:
     over_splits = f", each seed's value being its mean over {splits} splits" if splits > 1 else ""
     not_narrowed = " Repeating splits does not narrow it." if splits > 1 else ""
     return (
-        f"SN: {SN}. AUROC on held-out subjects: mean ± sd over {seeds} seeds{over_splits}. Difference: "
-        "seed-averaged predictions with SN minus without, with paired DeLong's interval and p, "
+        f"SN: {SN}. AUROC on held-out subjects: mean ± sd over {seeds} seeds{over_splits}. "
+        "Difference: seed-averaged predictions with SN minus without, with paired DeLong's interval and p, "
         f"Holm-corrected over the diseases.{not_narrowed} ▲ ▼: differs from zero imputation, "
         f"corrected p < {ESTABLISHED}."
     )
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """An empty table in the house's style."""
     return Table(
         title=title,
         title_justify="left",

@@ -35,14 +35,17 @@ def stream(seed: int, purpose: int) -> np.random.SFC64:
 class StackedLinear(nn.Module):
     """R affine maps, (R, B, n_in) to (R, B, n_out); their weights are (R, n_in, n_out)."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(weight.new_zeros(len(weight), 1, weight.shape[2]))
+        zeros = weight.new_zeros(len(weight), 1, weight.shape[2])
+        self.bias = nn.Parameter(zeros) if bias else None
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         """``gain · x @ weight + bias``; scaling the small weight is cheaper than scaling x."""
         weight = self.weight if gain == 1.0 else self.weight * gain
+        if self.bias is None:
+            return torch.bmm(x, weight)
         if weight.shape[2] > 1:
             return torch.baddbmm(self.bias, x, weight)
         # With one column, sum(x · w) is several times faster than a batched matrix product.
@@ -120,7 +123,10 @@ class StackedMLP(nn.Module):
         self.layers, self.norms = nn.ModuleList(), nn.ModuleList()
         n_in = n_features
         for n_out in hidden:
-            self.layers.append(StackedLinear(_uniform(rngs, n_in, n_out, variance=2 / n_in)))
+            weight = _uniform(rngs, n_in, n_out, variance=2 / n_in)
+            # Batch norm cancels a bias before it: its gradient is rounding noise, which Adam would
+            # scale up to full steps.
+            self.layers.append(StackedLinear(weight, bias=not batch_norm))
             if batch_norm:
                 self.norms.append(StackedBatchNorm(len(rngs), n_out))
             n_in = n_out
@@ -184,7 +190,8 @@ class StackedMLP(nn.Module):
             n = part.stop - start
             padded[:n] = x[part] if rows is None else x.index_select(0, rows[part])
             padded[n:] = 0
-            out[:, part] = self(padded)[:, :n].sigmoid()
+            for r, logits in enumerate(self(padded)):
+                out[r, part] = logits.sigmoid()[:n]
         self.train(was_training)
         return out
 
@@ -228,7 +235,7 @@ class StackedMLP(nn.Module):
         >>> torch.equal(StackedMLP.from_state(model.state())(x), model(x))
         True
         """
-        n_layers = sum(name.startswith("layers.") for name in state) // 2
+        n_layers = sum(name.startswith("layers.") and "weight" in name for name in state)
         weights = [state[f"layers.{i}.weight"] for i in range(n_layers)] + [state["output.weight"]]
         model = cls(
             weights[0].shape[1],

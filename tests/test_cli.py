@@ -1,0 +1,94 @@
+"""The command line, run as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PEOPLE = "id,age,seen\n" + "".join(f"{i},{20 + i % 60},2000\n" for i in range(400))
+LABS = "id,day,test,value\n" + "".join(f"{i},-5,hb,{10 + i % 7}\n" for i in range(0, 400, 2))
+ICD = "id,day,code\n" + "".join(f"{i},100,E11\n" for i in range(0, 400, 5))
+CONFIG = """\
+dataset: ward
+tables:
+  people: {path: people.csv}
+  labs: {path: labs.csv}
+  icd: {path: icd.csv}
+clock: {unit: days}
+events:
+  - {table: labs, subject_id: id, time: day, code: test, numeric_value: value}
+  - {table: icd, subject_id: id, time: day, code: code}
+cohort: {table: people, subject_id: id, prediction_time: 0, follow_up_end: seen}
+features:
+  static: {age: {column: age}}
+  measurements: {hb: {}}
+labels:
+  diabetes: {codes: [E11], within_days: 365}
+"""
+
+
+@pytest.fixture
+def ward(tmp_path: Path) -> Path:
+    for name, text in (("people", PEOPLE), ("labs", LABS), ("icd", ICD)):
+        (tmp_path / f"{name}.csv").write_text(text)
+    config = tmp_path / "ward.yaml"
+    config.write_text(CONFIG)
+    return config
+
+
+def ehr_sn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from ehr_sn.cli import main; main()", *arguments]
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_help_names_every_command_and_where_to_start(tmp_path: Path) -> None:
+    said = ehr_sn(tmp_path, "--help").stdout
+    for command in ("run", "ingest", "train", "compare", "check", "ui"):
+        assert f"│ {command} " in said
+    assert "ehr-sn run configs/nafld.yaml" in said
+
+
+def test_check_reports_and_writes_nothing(ward: Path) -> None:
+    before = sorted(ward.parent.iterdir())
+    done = ehr_sn(ward.parent, "check", "ward.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "ward.yaml is valid: 400 rows, 8 features" in " ".join(done.stdout.split())
+    assert sorted(ward.parent.iterdir()) == before
+
+
+def test_check_gives_machines_json(ward: Path) -> None:
+    report = json.loads(ehr_sn(ward.parent, "check", "ward.yaml", "--json").stdout)
+    assert report["labels"]["diabetes"]["positive"] == 80
+
+
+@pytest.mark.parametrize("command", ["run", "train", "ingest", "check", "compare"])
+def test_a_typo_is_one_message_and_no_traceback(ward: Path, command: str) -> None:
+    ward.write_text(CONFIG.replace("prediction_time", "predicton_time"))
+    done = ehr_sn(ward.parent, command, "ward.yaml")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "ward.yaml:10: cohort.predicton_time: unknown key" in done.stderr
+    assert "did you mean 'prediction_time'?" in done.stderr
+
+
+def test_bad_tables_end_a_run_with_one_message_and_leave_nothing(ward: Path) -> None:
+    (ward.parent / "icd.csv").write_text("id,day,code\n1,100,E11\n")
+    done = ehr_sn(ward.parent, "run", "ward.yaml")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "at least 2 of each are needed" in done.stderr
+    assert not list(ward.parent.glob("data/ward/*"))
+    assert not list(ward.parent.glob("mlruns/*"))
+
+
+def test_compare_without_a_run_says_what_to_do(ward: Path) -> None:
+    done = ehr_sn(ward.parent, "compare", "ward.yaml")
+    assert done.returncode == 1
+    assert "has no finished run of 'ward'" in done.stderr
+    assert "ehr-sn run" in done.stderr
