@@ -35,6 +35,7 @@ ui: .venv/.installed
 
 bench: .venv/.installed
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/ingest.py
 
 clean:
 	rm -rf .venv data mlruns/*

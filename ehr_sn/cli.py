@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import MofNCompleteColumn, Progress, TaskID
 from rich.table import Table
 
 from ehr_sn import __version__
 from ehr_sn.config import DATA_ROOT, load_config
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.table import all_methods, explain, headline, plain_table
+from ehr_sn.ingest import simulate as simulation
 from ehr_sn.ingest import store as stores
 from ehr_sn.ingest.fetch import CDC, TABLES, fetch_nhanes
 
@@ -176,6 +177,61 @@ def fetch(
             err.print(f"{result.path}: no such table in that cycle", highlight=False)
     told = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
     out.print(f"{to}: {told} ({size:,.1f} MB).", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def simulate(
+    subjects: Annotated[int, typer.Option(help="How many made-up patients.")],
+    to: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the tables: a new or an empty one.")
+    ],
+    seed: Annotated[int, typer.Option(help="Other seeds give other patients.")] = 0,
+    missing: Annotated[
+        simulation.Missing,
+        typer.Option(
+            help="Why values are missing: the sicker are measured more; at random; few visits; "
+            "all three; or nothing is missing."
+        ),
+    ] = "all",
+    codes: Annotated[int, typer.Option(help="How many laboratory quantities.")] = 20,
+    visits: Annotated[
+        int, typer.Option(help="Visits in the three years before the index date, on average.")
+    ] = 5,
+    visit_spread: Annotated[
+        float, typer.Option(help="visits: how unequally often subjects come; 0: by chance alone.")
+    ] = 1.0,
+    ordered: Annotated[
+        float, typer.Option(help="visits, informative: chance that a visit has a panel of codes.")
+    ] = 0.5,
+    informativeness: Annotated[
+        float, typer.Option(help="informative: how much more the sicker are measured; 0: not.")
+    ] = 0.5,
+    dropped: Annotated[float, typer.Option(help="random: share of the values lost.")] = 0.3,
+    lost: Annotated[float, typer.Option(help="Share of the subjects lost to follow-up.")] = 0.05,
+    file_format: Annotated[
+        simulation.Format, typer.Option("--format", help="Of the tables; the truth is Parquet.")
+    ] = "parquet",
+) -> None:
+    """Write OMOP tables of made-up patients to DIR, and truth.parquet with their true risks.
+
+    Ingest them as configs/simulated.yaml does; ehr_sn/ingest/simulate.py describes the process.
+    """
+    wanted = simulation.Simulation(
+        subjects=subjects,
+        codes=codes,
+        seed=seed,
+        missing=missing,
+        visits=visits,
+        visit_spread=visit_spread,
+        ordered=ordered,
+        informativeness=informativeness,
+        dropped=dropped,
+        lost=lost,
+    )
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err) as bar:
+        task = bar.add_task("Subjects", total=subjects)
+        simulation.simulate(wanted, to, file_format, lambda n: bar.advance(task, n))
+    out.print(to, soft_wrap=True)
 
 
 @app.command()

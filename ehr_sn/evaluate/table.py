@@ -69,9 +69,9 @@ def explain(results: Results) -> str:
     not_narrowed = " Repeating splits does not narrow it." if splits > 1 else ""
     return (
         f"SN: {SN}. AUROC on held-out subjects: mean ± sd over {seeds} seeds{over_splits}. "
-        "Difference: seed-averaged predictions with SN minus without, with paired DeLong's interval and p, "
-        f"Holm-corrected over the diseases.{not_narrowed} ▲ ▼: differs from zero imputation, "
-        f"corrected p < {ESTABLISHED}."
+        "Difference: seed-averaged predictions with SN minus without; paired DeLong's interval "
+        f"and p, Holm-corrected over the diseases.{not_narrowed} ▲ ▼: differs from zero "
+        f"imputation, corrected p < {ESTABLISHED}."
     )
 
 

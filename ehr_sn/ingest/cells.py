@@ -5,6 +5,9 @@ bad value (text, not finite, implausible) becomes missing and the row stays. Eit
 quarantine names table, row number and reason, never the value.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import duckdb
 
 from ehr_sn.config import Clock, Config, Range
@@ -20,6 +23,11 @@ NO_TIME = "does not parse as a time between the years 1 and 9999"
 _SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
 
+def types_of(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
+    """DuckDB's type of each column of a loaded table."""
+    return {name: dtype for name, dtype, *_ in db.execute(f"DESCRIBE {source(table)}").fetchall()}
+
+
 def subject_type_of(db: duckdb.DuckDBPyConnection, config: Config) -> str:
     """BIGINT where every subject of the cohort is a whole number, as MEDS has it, else VARCHAR."""
     subject = identifier(config.cohort.subject_id)
@@ -31,7 +39,9 @@ def subject_type_of(db: duckdb.DuckDBPyConnection, config: Config) -> str:
     return "VARCHAR" if others else "BIGINT"
 
 
-def as_subject(column: str, subject_type: str) -> str:
+def as_subject(
+    column: str, subject_type: str, types: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """SQL for a subject as it is compared: as written, or as a whole number.
 
     7 and 7.0 (as tables with gaps hold whole numbers) are the same number; 007 and 7.6, which a
@@ -40,6 +50,8 @@ def as_subject(column: str, subject_type: str) -> str:
     written = f"{identifier(column)}::VARCHAR"
     if subject_type == "VARCHAR":
         return written
+    if types.get(column) in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT"):
+        return f"{identifier(column)}::BIGINT"
     return rf"TRY_CAST(regexp_extract({written}, '^(0|-?[1-9]\d*)(\.0+)?$', 1) AS BIGINT)"
 
 
@@ -61,7 +73,9 @@ def set_aside(
     )
 
 
-def as_time(column: str | float | None, clock: Clock) -> str:
+def as_time(
+    column: str | float | None, clock: Clock, types: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """SQL for a column, or a constant on the clock, as a timestamp in UTC, NULL if it is none."""
     if column is None:
         return "NULL::TIMESTAMP"
@@ -72,6 +86,8 @@ def as_time(column: str | float | None, clock: Clock) -> str:
         time = f"TRY({origin} + to_microseconds(CAST({since} AS BIGINT)))"
     elif clock.format is not None:
         time = f"try_strptime({written}::VARCHAR, {literal(clock.format)})::TIMESTAMP"
+    elif types.get(str(column)) == "TIMESTAMP":
+        time = written
     else:
         # Not straight to TIMESTAMP: that would drop an offset without a word.
         time = f"TRY_CAST({written} AS TIMESTAMPTZ)::TIMESTAMP"
@@ -80,6 +96,8 @@ def as_time(column: str | float | None, clock: Clock) -> str:
 
 
 def is_given(column: str | float | None) -> str:
+    if column is None:
+        return "FALSE"
     return f"{identifier(column)} IS NOT NULL" if isinstance(column, str) else "TRUE"
 
 

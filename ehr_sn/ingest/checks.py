@@ -56,8 +56,8 @@ class FeatureStatistics:
         self.rows += len(block)
         self.observed += mask.sum(axis=0)
         self.empty_rows += int((~mask.any(axis=1)).sum())
-        self.low = np.minimum(self.low, np.where(mask, block, np.inf).min(axis=0))
-        self.high = np.maximum(self.high, np.where(mask, block, -np.inf).max(axis=0))
+        self.low = np.fmin(self.low, np.fmin.reduce(block, axis=0))
+        self.high = np.fmax(self.high, np.fmax.reduce(block, axis=0))
 
 
 def find_all(
@@ -82,14 +82,25 @@ def find_all(
 def _repeated_codes(db: duckdb.DuckDBPyConnection) -> list[Finding]:
     """Pairs of codes that hold the same value wherever a subject has both at one time.
 
-    Candidates come from a sample of subjects, so that the self-join stays small whatever the
-    size of the data; their counts are over everything.
+    Candidates come from a sample of subjects, and have often been equal there, so that the
+    self-join stays small whatever the size of the data; their counts are over everything.
     """
-    suspects = _shared_moments(
-        db,
-        f"subject_id IN (SELECT subject_id FROM cohort ORDER BY hash(subject_id) LIMIT "
-        f"{SAMPLED_SUBJECTS})",
+    db.execute(
+        f"""CREATE OR REPLACE TEMP TABLE sampled AS
+        SELECT subject_id, time, code, numeric_value FROM events
+        WHERE numeric_value IS NOT NULL AND subject_id IN
+            (SELECT subject_id FROM cohort ORDER BY hash(subject_id) LIMIT {SAMPLED_SUBJECTS})"""
     )
+    equal_often = db.execute(
+        f"""SELECT DISTINCT unnest([a.code, b.code]) FROM sampled a JOIN sampled b
+            ON a.subject_id = b.subject_id AND a.time = b.time AND a.code < b.code
+            AND a.numeric_value = b.numeric_value
+        GROUP BY a.code, b.code HAVING count(*) >= {REPEATS_FROM * MIN_SHARED_MOMENTS}"""
+    ).fetchall()
+    if not equal_often:
+        return []
+    codes = literals(tuple(code for (code,) in equal_often))
+    suspects = _shared_moments(db, f"code IN ({codes})", "sampled")
     findings = []
     for first, second in suspects:
         pair = _shared_moments(db, f"code IN ({literals((first, second))})")
@@ -163,11 +174,11 @@ def _alike(matrix: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _shared_moments(
-    db: duckdb.DuckDBPyConnection, condition: str
+    db: duckdb.DuckDBPyConnection, condition: str, events: str = "events"
 ) -> dict[tuple[str, str], tuple[int, int]]:
     found = db.execute(
         f"""WITH value AS (
-            SELECT subject_id, time, code, numeric_value FROM events
+            SELECT subject_id, time, code, numeric_value FROM {events}
             WHERE numeric_value IS NOT NULL AND {condition})
         SELECT a.code, b.code,
             count(*) FILTER (a.numeric_value = b.numeric_value) AS equal, count(*) AS shared
@@ -221,8 +232,11 @@ def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
 
 
 def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
-    codes = tuple(_configured_codes(config))
-    unused_only = f"WHERE code NOT IN ({literals(codes)})" if codes else ""
+    present = {code for (code,) in db.execute("SELECT DISTINCT code FROM events").fetchall()}
+    configured = tuple(_configured_codes(config))
+    if present <= set(configured):
+        return []
+    unused_only = f"WHERE code NOT IN ({literals(configured)})" if configured else ""
     unused = db.execute(
         f"""SELECT source, count(*), sum(events)::BIGINT,
             min(code) FILTER (subjects >= {SHOWN_FROM_SUBJECTS})

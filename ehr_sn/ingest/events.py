@@ -6,6 +6,8 @@ DuckDB table made here:
 """
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 
 from ehr_sn.config import Config, Events
 from ehr_sn.errors import DataError
@@ -21,10 +23,13 @@ from ehr_sn.ingest.cells import (
     require_some_number,
     set_aside,
     subject_type_of,
+    types_of,
     value_reason_of,
 )
 from ehr_sn.ingest.expressions import number
 from ehr_sn.ingest.tables import count, identifier, literal, literals, source
+
+HASHES_AT_ONCE = 2**25  # eight bytes each, beside what DuckDB holds
 
 
 def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
@@ -76,6 +81,7 @@ def _judge(
     """Make the table `judged`: a source's rows, with the reasons against row and value."""
     value = identifier(events.numeric_value) if events.numeric_value else "NULL::DOUBLE"
     value_reason = value_reason_of("value", events.numeric_value, _implausible_event(config))
+    types = types_of(db, events.table)
     db.execute(
         f"""CREATE TABLE judged AS SELECT _row, subject_id, time, code,
             {number("value")} AS number,
@@ -89,22 +95,42 @@ def _judge(
             {value_reason} AS value_reason
         FROM (SELECT _row, known.subject_id, {value} AS value,
                 {is_given(events.subject_id)} AS subject_given,
-                {as_time(events.time, events.clock or config.clock)} AS time,
+                {as_time(events.time, events.clock or config.clock, types)} AS time,
                 {is_given(events.time)} AS time_given,
                 {identifier(events.code)}::VARCHAR AS code
             FROM {source(events.table)} LEFT JOIN (SELECT DISTINCT subject_id FROM cohort) known
-                ON known.subject_id = {as_subject(events.subject_id, subject_type)})"""
+                ON known.subject_id = {as_subject(events.subject_id, subject_type, types)})"""
     )
-    db.execute(
-        """UPDATE judged SET reason = 'repeats an earlier row'
-        FROM (SELECT subject_id, time, code, number, value_reason, min(_row) AS first_row
-            FROM judged WHERE reason IS NULL GROUP BY ALL HAVING count(*) > 1) repeated
-        WHERE judged.reason IS NULL AND judged._row > first_row
-            AND (judged.subject_id, judged.time, judged.code)
-                = (repeated.subject_id, repeated.time, repeated.code)
-            AND judged.number IS NOT DISTINCT FROM repeated.number
-            AND judged.value_reason IS NOT DISTINCT FROM repeated.value_reason"""
-    )
+    _judge_repeats(db)
+
+
+def _judge_repeats(db: duckdb.DuckDBPyConnection) -> None:
+    """Give all but the first of equal rows in `judged` their reason.
+
+    A group for every row would not fit in memory. So the rows that may be equal are found first, by
+    hashes of their content that occur more than once.
+    """
+    content = "hash(subject_id, time, code, number, value_reason)"
+    parts = 1 + count(db, "SELECT count(*) FROM judged") // HASHES_AT_ONCE
+    for part in range(parts):
+        hashes = db.execute(
+            f"""SELECT {content} AS content FROM judged
+            WHERE reason IS NULL AND {content} % {parts} = {part}"""
+        ).fetchnumpy()["content"]
+        hashes.sort()
+        suspects = pa.table({"content": np.unique(hashes[1:][hashes[1:] == hashes[:-1]])})
+        if not suspects.num_rows:
+            continue
+        db.register("suspects", suspects)
+        db.execute(
+            f"""UPDATE judged SET reason = 'repeats an earlier row'
+            FROM (SELECT _row FROM judged
+                WHERE reason IS NULL AND {content} IN (SELECT content FROM suspects)
+                QUALIFY row_number() OVER (PARTITION BY subject_id, time, code, number, value_reason
+                    ORDER BY _row) > 1) repeated
+            WHERE judged._row = repeated._row"""
+        )
+        db.unregister("suspects")
 
 
 def _implausible_event(config: Config) -> str:

@@ -128,16 +128,20 @@ class _MeasurementScatter(_Scatter):
         measured = config.features.measured_codes
         codes = [(code, index) for index, name in enumerate(measured) for code in measured[name]]
         # Column of each (aggregate, measurement); -1 where the store has none.
-        self._columns = {
+        columns = {
             aggregate: np.array([names.get(f"{name}.{aggregate}", -1) for name in measured])
             for aggregate in AGGREGATES
         }
-        query = f"""SELECT c.row, k.index AS measurement,
+        self._columns = {a: column for a, column in columns.items() if (column >= 0).any()}
+        # Sorted by what is selected, in narrow types: twice as fast as by what it is made from.
+        query = f"""SELECT c.row::INTEGER AS row, k.index::INTEGER AS measurement,
                 epoch_us(e.time) - epoch_us(c.prediction_time) AS time, e.numeric_value AS value
             {_known(config, codes)} AND e.numeric_value IS NOT NULL
-            ORDER BY c.row, k.index, e.time, e.numeric_value"""
+            ORDER BY ALL"""
         batches = _stream(db, query) if codes else iter(())
-        super().__init__(_aggregate(batch) for batch in _whole_rows(batches))
+        super().__init__(
+            _aggregate(part, with_slope="slope" in self._columns) for part in _whole_rows(batches)
+        )
 
     def fill(self, block: np.ndarray, start: int) -> None:
         for part in self._until(start + len(block)):
@@ -187,7 +191,7 @@ def _whole_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[_Columns]:
         yield _columns(rest)
 
 
-def _aggregate(events: _Columns) -> _Columns:
+def _aggregate(events: _Columns, with_slope: bool) -> _Columns:
     """Every aggregate of each (row, measurement), from events in order of row, measurement, time.
 
     Sums are taken in that order, so that they do not depend, in their last bit, on how many
@@ -198,14 +202,16 @@ def _aggregate(events: _Columns) -> _Columns:
     first = np.flatnonzero(begins)
     count = np.diff(first, append=len(row))
     last = first + count - 1
-    group = np.repeat(np.arange(len(first)), count)
     mean = np.add.reduceat(value, first) / count
-    years = (time - time[last][group]) / (365.25 * DAY)
-    from_mean = years - (np.add.reduceat(years, first) / count)[group]
-    covariance = np.add.reduceat(from_mean * (value - mean[group]), first)
-    variance = np.add.reduceat(from_mean**2, first)
-    slope = np.full(len(first), np.nan)
-    np.divide(covariance, variance, out=slope, where=variance > 0)
+    slopes = {}
+    if with_slope:
+        group = np.repeat(np.arange(len(first)), count)
+        years = (time - time[last][group]) / (365.25 * DAY)
+        from_mean = years - (np.add.reduceat(years, first) / count)[group]
+        covariance = np.add.reduceat(from_mean * (value - mean[group]), first)
+        variance = np.add.reduceat(from_mean**2, first)
+        slopes["slope"] = np.full(len(first), np.nan)
+        np.divide(covariance, variance, out=slopes["slope"], where=variance > 0)
     return {
         "row": row[first],
         "measurement": measurement[first],
@@ -214,7 +220,7 @@ def _aggregate(events: _Columns) -> _Columns:
         "min": np.minimum.reduceat(value, first),
         "max": np.maximum.reduceat(value, first),
         "count": count,
-        "slope": slope,
+        **slopes,
         "days_since_last": -time[last] / DAY,
     }
 

@@ -29,6 +29,7 @@ from ehr_sn.ingest.cells import (
     require_some_number,
     set_aside,
     subject_type_of,
+    types_of,
     value_reason_of,
 )
 from ehr_sn.ingest.columns import Column, Columns
@@ -62,10 +63,9 @@ def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int
     for table in config.cohort.join:
         _judge_joined(db, config, columns, table)
     attrition = _join(db, config, columns)
-    if config.cohort.follow_up_end is not None:
-        no_end = f"""CASE WHEN end_given AND follow_up_end IS NULL
-            THEN 'end of follow-up {NO_TIME}' END"""
-        _set_value_aside(db, config.cohort.table, no_end)
+    no_end = f"""CASE WHEN end_given AND follow_up_end IS NULL
+        THEN 'end of follow-up {NO_TIME}' END"""
+    _set_value_aside(db, config.cohort.table, no_end)
     values: dict[str, str] = {}
     counted: list[_Counted] = []
     for name, feature in config.features.wide.items():
@@ -96,6 +96,8 @@ def _judge_cohort(db: duckdb.DuckDBPyConnection, config: Config, columns: Column
     clock = config.clock
     if cohort.prediction_time is None and clock.unit == "timestamp":
         clock = clock.model_copy(update={"unit": "days"})
+    types = types_of(db, cohort.table)
+    subject = as_subject(cohort.subject_id, subject_type_of(db, config), types)
     raw, content = _used(columns, cohort.table)
     db.execute(
         f"""CREATE TABLE judged_cohort AS SELECT *, CASE
@@ -108,9 +110,9 @@ def _judge_cohort(db: duckdb.DuckDBPyConnection, config: Config, columns: Column
             END AS reason
         FROM (SELECT *, hash(follow_up_end {content}) AS content
             FROM (SELECT _row AS {_row_of(cohort.table)},
-                {as_subject(cohort.subject_id, subject_type_of(db, config))} AS subject_id,
-                {as_time(time, clock)} AS prediction_time,
-                {as_time(cohort.follow_up_end, config.clock)} AS follow_up_end,
+                {subject} AS subject_id,
+                {as_time(time, clock, types)} AS prediction_time,
+                {as_time(cohort.follow_up_end, config.clock, types)} AS follow_up_end,
                 {is_given(time)} AS time_given,
                 {is_given(cohort.follow_up_end)} AS end_given {raw}
             FROM {source(cohort.table)}))
@@ -126,6 +128,7 @@ def _judge_joined(
 ) -> None:
     """Make the table `joined_TABLE`: its rows of the cohort's subjects, one a subject."""
     subject = config.cohort.subject_id
+    key = as_subject(subject, subject_type_of(db, config), types_of(db, table))
     raw, content = _used(columns, table)
     db.execute(
         f"""CREATE TABLE {_joined(table)} AS SELECT *, CASE
@@ -139,7 +142,7 @@ def _judge_joined(
                     {is_given(subject)} AS given {raw}
                 FROM {source(table)} LEFT JOIN (
                     SELECT DISTINCT subject_id FROM judged_cohort WHERE reason IS NULL) known
-                ON known.subject_id = {as_subject(subject, subject_type_of(db, config))}))
+                ON known.subject_id = {key}))
         WINDOW same AS (PARTITION BY joined_subject)"""
     )
     _set_row_aside(db, _joined(table), table)

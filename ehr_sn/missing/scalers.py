@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 from sklearn import preprocessing
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 __all__ = [
     "SCALERS",
@@ -199,7 +199,24 @@ class _QuietFit:
 
 
 class StandardScaler(_QuietFit, preprocessing.StandardScaler):
-    """scikit-learn's `StandardScaler`, silent about columns without observed training entries."""
+    """z-scores; a column of flags (0 and 1 only) is centred, and keeps its unit.
+
+    Dividing a rare flag by its standard deviation would make it larger than any measurement: one
+    present in 1 of 400 rows would reach 20. After A. Gelman, "Scaling regression inputs by dividing
+    by two standard deviations", Statistics in Medicine 27:2865 (2008), who leaves flags unscaled.
+    Otherwise scikit-learn's `StandardScaler`, silent about columns without observed training
+    entries.
+
+    >>> StandardScaler().fit_transform([[2.0, 1.0], [4.0, 0.0], [6.0, 0.0], [8.0, 1.0]])[:, 1]
+    array([ 0.5, -0.5, -0.5,  0.5])
+    """
+
+    def fit(self, X: ArrayLike, y: object = None) -> Self:
+        super().fit(X, y)
+        X = check_array(X, dtype="numeric", ensure_all_finite="allow-nan")
+        flags = np.isin(X, (0, 1)) | np.isnan(X)
+        self.scale_: NDArray[np.floating] = np.where(flags.all(axis=0), 1.0, self.scale_)
+        return self
 
 
 class MinMaxScaler(_QuietFit, preprocessing.MinMaxScaler):

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from ehr_sn.errors import DataError
+from ehr_sn.ingest import events
 from ehr_sn.ingest.store import check
 
 PATIENTS = """
@@ -21,6 +22,7 @@ DIAGNOSES = """
 id  day  icd
 1   150  E11
 """
+PREVALENT = {"diabetes": {"codes": ["E10"], "prevalent": True}}
 NO_TIME = "does not parse as a time between the years 1 and 9999"
 
 
@@ -127,6 +129,46 @@ def test_an_event_without_its_keys_is_set_aside_with_the_reason(staged):
         ("labs", 10, "repeats an earlier row"),
     ]
     assert kept(found) == [(1, 128), (1, 129)]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 10**6])
+def test_repeats_are_found_however_few_hashes_fit_in_memory(staged, monkeypatch, at_once):
+    monkeypatch.setattr(events, "HASHES_AT_ONCE", at_once)
+    labs = LABS + "\n".join(
+        f"1 {day} sbp {x}" for day in (60, 70) for x in (101, 102, 102, 101, ".")
+    )
+    found = staged(labs=labs + "\n1 60 sbp .\n").quarantine()
+    assert found == [("labs", row, "repeats an earlier row") for row in (4, 5, 9, 10, 12)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_typed_columns_say_what_text_says(hospital, stage, suffix):
+    midnight = pd.Timestamp("2020-01-01")
+    tables = {
+        "patients": pd.DataFrame({"id": [1, 2], "index": midnight, "age": 50}),
+        "labs": pd.DataFrame(
+            {
+                "id": [1, 2, 3, 1],
+                "day": [midnight, None, midnight, midnight - pd.Timedelta("1h")],
+                "test": "sbp",
+                "x": [101.5, 102, 103, None],
+            }
+        ),
+        "diagnoses": pd.DataFrame({"id": [1], "day": [midnight], "icd": ["E10"]}),
+    }
+    hospital.write(suffix, **tables)
+    paths = {name: {"path": name + suffix} for name in tables}
+    found = stage(
+        hospital.config(tables=paths, clock={}, cohort__follow_up_end=None, labels=PREVALENT)
+    )
+    assert found.quarantine() == [
+        ("labs", 2, "no time"),
+        ("labs", 3, "subject is not in the cohort"),
+    ]
+    assert kept(found, "subject_id, time, numeric_value") == [
+        (1, midnight - pd.Timedelta("1h"), None),
+        (1, midnight, 101.5),
+    ]
 
 
 def test_repeats_are_found_within_one_table_only(staged):

@@ -25,6 +25,15 @@ ARCHITECTURES = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As the pipeline trains; more threads wait for one another wherever other work runs too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def x() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((N, D)).astype(np.float32)
