@@ -3,21 +3,23 @@
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
+from rich.progress import MofNCompleteColumn, Progress, TaskID
 from rich.table import Table
 
 from ehr_sn import __version__
-from ehr_sn.config import load_config
+from ehr_sn.config import DATA_ROOT, load_config
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.table import all_methods, explain, headline, plain_table
 from ehr_sn.ingest import simulate as simulation
 from ehr_sn.ingest import store as stores
+from ehr_sn.ingest.fetch import CDC, TABLES, fetch_nhanes
 
 app = typer.Typer(
     help="Predict disease from incomplete EHR tables, and see which way of handling missing "
@@ -26,9 +28,29 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+SHOWN_CODED = 10  # columns with missing codes that are listed one by one
 out = Console()
 err = Console(stderr=True)
 
+
+def _use_data(folder: Path | None) -> Path | None:
+    if folder is not None:
+        os.environ[DATA_ROOT] = str(folder.absolute())
+    return folder
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        envvar=DATA_ROOT,
+        callback=_use_data,
+        exists=True,
+        file_okay=False,
+        help="Where CONFIG's tables lie, in place of its data_root.",
+    ),
+]
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The data set's YAML, such as configs/nafld.yaml.")
 ]
@@ -42,7 +64,9 @@ JsonFile = Annotated[
 
 
 @app.command()
-def run(config: ConfigFile, force: Force = False, json_file: JsonFile = None) -> None:
+def run(
+    config: ConfigFile, force: Force = False, json_file: JsonFile = None, data: Data = None
+) -> None:
     """Ingest, train, evaluate and record everything in CONFIG; ends with the table.
 
     What an earlier run finished is found again: an interrupted run resumes, a finished one only
@@ -65,7 +89,7 @@ def run(config: ConfigFile, force: Force = False, json_file: JsonFile = None) ->
 
 
 @app.command()
-def ingest(config: ConfigFile) -> None:
+def ingest(config: ConfigFile, data: Data = None) -> None:
     """Turn CONFIG's tables into its Parquet store, or find it if it was made before."""
     load_config(config)
     from flows.ingest import ingest as flow
@@ -74,7 +98,7 @@ def ingest(config: ConfigFile) -> None:
 
 
 @app.command()
-def train(config: ConfigFile, force: Force = False) -> None:
+def train(config: ConfigFile, force: Force = False, data: Data = None) -> None:
     """Train and record the comparison in CONFIG, ingesting first only if that was not done."""
     load_config(config)
     from flows.train import train as flow
@@ -91,6 +115,7 @@ def compare(config: ConfigFile, json_file: JsonFile = None) -> None:
 @app.command()
 def check(
     config: ConfigFile,
+    data: Data = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole report as JSON.")
     ] = False,
@@ -102,11 +127,56 @@ def check(
         return
     for table in (_tables_table(report), _labels_table(report), _findings_table(report)):
         out.print(table, "")
+    if "eligible" in report["cohort"]:
+        cohort = report["cohort"]
+        unknown = cohort["eligibility_unknown"]
+        out.print(
+            f"Eligible: {cohort['eligible']:,} of {cohort['rows']:,} rows of the cohort's table"
+            + (f"; of {unknown:,} it is not known." if unknown else ".")
+        )
     observed = sum(f["observed_rate"] for f in report["features"]) / len(report["features"])
     out.print(
         f"{config} is valid: {report['rows']:,} rows, {len(report['features'])} features "
         f"({observed:.0%} of entries observed), {len(report['labels'])} diseases."
     )
+
+
+@app.command()
+def fetch(
+    dataset: Annotated[Literal["nhanes"], typer.Argument(help="The public data set.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where its files go.")],
+    cycles: Annotated[
+        list[str],
+        typer.Option(
+            metavar="CYCLE [CYCLE]...", help="Survey cycles, such as 2005-2006 2007-2008."
+        ),
+    ],
+    further_cycles: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    tables: Annotated[
+        str, typer.Option(help="CDC's names of the tables, separated by commas.")
+    ] = ",".join(TABLES),
+    base_url: Annotated[str, typer.Option(help="CDC's address, or that of a mirror.")] = CDC,
+) -> None:
+    """Download a public data set: resumed where it stopped, and checked against SHA256SUMS."""
+    with Progress(console=err, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(file: str, done: int, total: int | None) -> None:
+            if file not in tasks:
+                tasks[file] = bar.add_task(file, total=total)
+            bar.update(tasks[file], completed=done, total=total, visible=done != total)
+
+        wanted = [*cycles, *(further_cycles or [])]
+        results = fetch_nhanes(
+            wanted, to, tables=tables.split(","), base_url=base_url, advance=advance
+        )
+    counts = Counter(result.outcome for result in results)
+    size = sum(result.size for result in results) / 1e6
+    for result in results:
+        if result.outcome == "not in that cycle":
+            err.print(f"{result.path}: no such table in that cycle", highlight=False)
+    told = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
+    out.print(f"{to}: {told} ({size:,.1f} MB).", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -246,7 +316,8 @@ def _tables_table(report: dict[str, Any]) -> Table:
 def _labels_table(report: dict[str, Any]) -> Table:
     table = plain_table("Labels")
     table.add_column("Disease")
-    rules = ("rows", "recorded_before", "followed_too_short", "eligible", "positive")
+    every = ("rows", "unknown", "recorded_before", "followed_too_short", "eligible", "positive")
+    rules = [r for r in every if any(r in counts for counts in report["labels"].values())]
     for rule in rules:
         table.add_column(rule.replace("_", " ").capitalize(), justify="right")
     for disease, counts in report["labels"].items():
@@ -260,8 +331,14 @@ def _findings_table(report: dict[str, Any]) -> Table:
     table.add_column("Where")
     table.add_column("Count", justify="right")
     table.add_column("What")
+    coded = [finding for finding in report["findings"] if finding["check"] == "missing code"]
     for finding in report["findings"]:
-        table.add_row(
-            finding["check"], finding["where"], f"{finding['count']:,}", finding["message"]
-        )
+        if finding not in coded or len(coded) <= SHOWN_CODED:
+            table.add_row(
+                finding["check"], finding["where"], f"{finding['count']:,}", finding["message"]
+            )
+    if len(coded) > SHOWN_CODED:
+        cells = sum(finding["count"] for finding in coded)
+        told = "made missing; column by column with --json"
+        table.add_row("missing code", f"{len(coded)} columns", f"{cells:,}", told)
     return table

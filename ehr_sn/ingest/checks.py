@@ -9,12 +9,13 @@ import numpy as np
 from ehr_sn.config import Config
 from ehr_sn.errors import did_you_mean
 from ehr_sn.ingest.features import Feature
-from ehr_sn.ingest.tables import literals
+from ehr_sn.ingest.tables import identifier, literals
 
 SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20
 SHOWN_FROM_SUBJECTS = 5  # a rarer code may be free text about one patient: it is never shown
 REPEATS_FROM = 0.99  # share of equal values from which a code is said to repeat another
+SAME_LINE_FROM = 0.9999  # correlation from which a column is said to be another in other units
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,12 @@ def find_all(
     """Every check, the most alarming first."""
     return [
         *_repeated_codes(db),
+        *_repeated_columns(db, features),
         *_quarantined(db, table_rows),
         *_absent_codes(db, config),
         *_unused_codes(db, config),
         *_useless_features(features, statistics),
+        *_noticed(db),
     ]
 
 
@@ -115,6 +118,61 @@ def _repeated_codes(db: duckdb.DuckDBPyConnection) -> list[Finding]:
     return findings
 
 
+def _repeated_columns(db: duckdb.DuckDBPyConnection, features: list[Feature]) -> list[Finding]:
+    """Pairs of columns that hold the same value, or the same in another unit, wherever both do.
+
+    Candidates come from a sample of rows; their counts are over everything.
+    """
+    names = [f.name for f in features if f.kind == "static" and "=" not in f.name]
+    if len(names) < 2:
+        return []
+    sample = db.execute(
+        f"""SELECT {", ".join(map(identifier, names))} FROM cohort
+        ORDER BY hash(row) LIMIT {SAMPLED_SUBJECTS}"""
+    ).fetchnumpy()
+    columns = [np.ma.filled(sample[name].astype(float), np.nan) for name in names]
+    findings = []
+    for i, j in _alike(np.stack(columns, axis=1)):
+        a, b = identifier(names[i]), identifier(names[j])
+        shared, equal, correlation = db.execute(
+            f"""SELECT count(*), count(*) FILTER ({a} = {b}), abs(corr({a}, {b}))
+            FROM cohort WHERE {a} IS NOT NULL AND {b} IS NOT NULL"""
+        ).fetchall()[0]
+        said = f"{names[i]} and {names[j]} hold the same value in {equal:,} of the {shared:,} rows"
+        if equal < REPEATS_FROM * shared:
+            if correlation < SAME_LINE_FROM:
+                continue
+            said = f"{names[i]} and {names[j]} lie on one line in the {shared:,} rows"
+            equal = shared
+        advice = "that have both: one may be a copy, maybe in another unit; use only one"
+        findings.append(
+            Finding("repeated column", f"{names[i]}, {names[j]}", equal, shared, f"{said} {advice}")
+        )
+    return findings
+
+
+def _alike(matrix: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs of columns that are equal nearly everywhere, or on one line; NaN = missing.
+
+    >>> a = np.arange(30.0)
+    >>> _alike(np.stack([a, a % 7, a * 2.54 + 1, np.where(a > 28, 0, a)], axis=1))
+    [(0, 2)]
+    """
+    known = ~np.isnan(matrix)
+    several = [len(np.unique(column[~np.isnan(column)])) > 2 for column in matrix.T]
+    centred = np.where(known, matrix - np.nanmean(np.where(known, matrix, 0), axis=0), 0.0)
+    here = known.astype(float)
+    shared = here.T @ here
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = centred.T @ here / shared  # of the row's column, where the other is known too
+        square = (centred**2).T @ here / shared - mean**2
+        correlation = (centred.T @ centred / shared - mean * mean.T) / np.sqrt(square * square.T)
+        equal = np.stack([(matrix == column[:, None]).sum(axis=0) for column in matrix.T]) / shared
+    alike = (equal >= REPEATS_FROM) | (np.abs(correlation) >= SAME_LINE_FROM)
+    alike &= (shared >= MIN_SHARED_MOMENTS) & np.outer(several, several)
+    return [(int(i), int(j)) for i, j in zip(*np.nonzero(np.triu(alike, 1)), strict=True)]
+
+
 def _shared_moments(
     db: duckdb.DuckDBPyConnection, condition: str, events: str = "events"
 ) -> dict[tuple[str, str], tuple[int, int]]:
@@ -153,7 +211,7 @@ def _configured_codes(config: Config) -> dict[str, str]:
     for name, codes in config.features.history.items():
         named |= dict.fromkeys(codes, f"features.history.{name}")
     for name, label in config.labels.items():
-        named |= dict.fromkeys(label.codes, f"labels.{name}")
+        named |= dict.fromkeys(label.codes or (), f"labels.{name}")
     return named
 
 
@@ -175,13 +233,15 @@ def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
 
 def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
     present = {code for (code,) in db.execute("SELECT DISTINCT code FROM events").fetchall()}
-    if present <= _configured_codes(config).keys():
+    configured = tuple(_configured_codes(config))
+    if present <= set(configured):
         return []
+    unused_only = f"WHERE code NOT IN ({literals(configured)})" if configured else ""
     unused = db.execute(
         f"""SELECT source, count(*), sum(events)::BIGINT,
             min(code) FILTER (subjects >= {SHOWN_FROM_SUBJECTS})
         FROM (SELECT source, code, count(*) AS events, count(DISTINCT subject_id) AS subjects
-            FROM events WHERE code NOT IN ({literals(tuple(_configured_codes(config)))})
+            FROM events {unused_only}
             GROUP BY ALL)
         GROUP BY source ORDER BY source"""
     ).fetchall()
@@ -196,6 +256,12 @@ def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
         )
         for source, codes, events, example in unused
     ]
+
+
+def _noticed(db: duckdb.DuckDBPyConnection) -> list[Finding]:
+    """What the steps before have counted by column."""
+    noticed = db.execute("FROM notices ORDER BY check_name, place, message").fetchall()
+    return [Finding(check, place, n, of, said) for check, place, n, of, said in noticed]
 
 
 def _useless_features(features: list[Feature], statistics: FeatureStatistics) -> list[Finding]:

@@ -22,12 +22,15 @@ def stage_labels(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
     (t, t + within_days]; 0 where the subject was followed to the end of that window without a
     record; and unknown where it was recorded by t or follow-up ended too early. So subjects who
     died or moved away within the window without the disease are left out. A prevalent disease is
-    1 where recorded by t, else 0.
+    1 where recorded by t, else 0. One stated by conditions is 1, 0, or unknown as they say.
     """
     attrition = {}
     outcomes = {name: identifier(f"outcome_{name}") for name in config.labels}
     for name, label in config.labels.items():
         outcome = outcomes[name]
+        if label.codes is None:
+            attrition[name] = _take_stated(db, name, outcome)
+            continue
         db.execute(
             f"""CREATE TABLE {outcome} AS
             SELECT row, recorded_before, ({_rule(label)})::TINYINT AS label
@@ -54,6 +57,15 @@ def stage_labels(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
     columns = ", ".join(f"{outcome}.label AS {identifier(n)}" for n, outcome in outcomes.items())
     db.execute(f"CREATE TABLE labels AS SELECT row, {columns} FROM cohort {joins} ORDER BY row")
     return attrition
+
+
+def _take_stated(db: duckdb.DuckDBPyConnection, name: str, outcome: str) -> dict[str, int]:
+    """A label that conditions over the cohort's columns have stated already."""
+    db.execute(f"CREATE TABLE {outcome} AS SELECT row, {identifier(name)} AS label FROM stated")
+    rows, eligible, positive = db.execute(
+        f"SELECT count(*), count(label), count(*) FILTER (label = 1) FROM {outcome}"
+    ).fetchall()[0]
+    return {"rows": rows, "unknown": rows - eligible, "eligible": eligible, "positive": positive}
 
 
 def stage_splits(db: duckdb.DuckDBPyConnection, config: Config) -> None:

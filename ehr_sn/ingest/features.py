@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ehr_sn.config import AGGREGATES, Config
 from ehr_sn.ingest.tables import count, identifier, literal
+from ehr_sn.ingest.wide import feature_columns
 
 BLOCK_ROWS = 65_536
 DAY = 86_400e6  # microseconds
@@ -31,6 +32,7 @@ class Feature:
     aggregate: str | None = None
     unit: str = ""
     plausible: tuple[float, float] | None = None
+    columns: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,8 +42,15 @@ def list_features(config: Config) -> list[Feature]:
     """The store's columns in their order: static, then measurements by aggregate, then history."""
     features = config.features
     listed = [
-        Feature(name, "static", unit=static.unit, plausible=static.plausible)
-        for name, static in features.static.items()
+        Feature(
+            column,
+            "static",
+            unit=static.unit,
+            plausible=static.plausible,
+            columns=static.column,
+        )
+        for name, static in features.wide.items()
+        for column in feature_columns(name, static)
     ]
     for name, measurement in features.measurements.items():
         units = {"count": "", "slope": f"{measurement.unit or '1'}/year", "days_since_last": "days"}

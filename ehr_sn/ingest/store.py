@@ -26,7 +26,7 @@ from ehr_sn.config import Config, digest
 from ehr_sn.errors import DataError
 from ehr_sn.ingest.checks import FeatureStatistics, find_all
 from ehr_sn.ingest.cohort import stage_labels, stage_splits
-from ehr_sn.ingest.events import require_events, stage_cohort, stage_events
+from ehr_sn.ingest.events import require_events, stage_events
 from ehr_sn.ingest.features import feature_blocks, list_features
 from ehr_sn.ingest.tables import (
     Source,
@@ -37,6 +37,7 @@ from ehr_sn.ingest.tables import (
     load_tables,
     sha256,
 )
+from ehr_sn.ingest.wide import stage_cohort
 
 FORMAT = 1  # raised whenever the same input would give another store
 
@@ -97,7 +98,7 @@ def _build(
 ) -> dict[str, Any]:
     with connect(spill) as db, _no_values_in_errors(config):
         table_rows = load_tables(db, config)
-        stage_cohort(db, config)
+        eligibility = stage_cohort(db, config)
         stage_events(db, config)
         require_events(db, config)
         db.execute("DROP SCHEMA source CASCADE")
@@ -129,6 +130,7 @@ def _build(
             feature.as_dict() | {"observed_rate": round(float(rate), 6)}
             for feature, rate in zip(features, observed_rates, strict=True)
         ],
+        "cohort": eligibility,
         "labels": attrition,
         "tables": {
             name: source.as_dict() | {"rows": table_rows[name]} for name, source in sources.items()

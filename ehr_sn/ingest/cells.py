@@ -1,0 +1,143 @@
+"""What a cell means: a subject, a time, a number; and why one is set aside.
+
+One rule decides what happens to a bad cell. A bad key (subject, time, code) sets the row aside. A
+bad value (text, not finite, implausible) becomes missing and the row stays. Either way the
+quarantine names table, row number and reason, never the value.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import duckdb
+
+from ehr_sn.config import Clock, Config, Range
+from ehr_sn.errors import DataError
+from ehr_sn.ingest.expressions import number
+from ehr_sn.ingest.tables import count, identifier, literal, source
+
+SET_ASIDE = "row set aside"
+MADE_MISSING = "value made missing"
+LARGEST = 1e18  # beyond it no measurement lies, and a slope per year may leave float32
+NO_TIME = "does not parse as a time between the years 1 and 9999"
+
+_SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
+
+
+def types_of(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
+    """DuckDB's type of each column of a loaded table."""
+    return {name: dtype for name, dtype, *_ in db.execute(f"DESCRIBE {source(table)}").fetchall()}
+
+
+def subject_type_of(db: duckdb.DuckDBPyConnection, config: Config) -> str:
+    """BIGINT where every subject of the cohort is a whole number, as MEDS has it, else VARCHAR."""
+    subject = identifier(config.cohort.subject_id)
+    others = count(
+        db,
+        f"""SELECT count(*) FROM {source(config.cohort.table)}
+        WHERE {subject} IS NOT NULL AND {as_subject(config.cohort.subject_id, "BIGINT")} IS NULL""",
+    )
+    return "VARCHAR" if others else "BIGINT"
+
+
+def as_subject(
+    column: str, subject_type: str, types: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """SQL for a subject as it is compared: as written, or as a whole number.
+
+    7 and 7.0 (as tables with gaps hold whole numbers) are the same number; 007 and 7.6, which a
+    plain cast would also take for numbers, are none.
+    """
+    written = f"{identifier(column)}::VARCHAR"
+    if subject_type == "VARCHAR":
+        return written
+    if types.get(column) in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT"):
+        return f"{identifier(column)}::BIGINT"
+    return rf"TRY_CAST(regexp_extract({written}, '^(0|-?[1-9]\d*)(\.0+)?$', 1) AS BIGINT)"
+
+
+def create_quarantine(db: duckdb.DuckDBPyConnection) -> None:
+    """Make the table `quarantine`."""
+    db.execute(
+        """CREATE TABLE quarantine (
+            table_name VARCHAR, row_number BIGINT, reason VARCHAR, action VARCHAR)"""
+    )
+
+
+def set_aside(
+    db: duckdb.DuckDBPyConnection, judged: str, table: str, reason: str, action: str
+) -> None:
+    """Put the rows of `judged` that have a reason into the quarantine."""
+    db.execute(
+        f"""INSERT INTO quarantine SELECT {literal(table)}, _row, {reason}, {literal(action)}
+        FROM {judged} WHERE {reason} IS NOT NULL"""
+    )
+
+
+def as_time(
+    column: str | float | None, clock: Clock, types: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """SQL for a column, or a constant on the clock, as a timestamp in UTC, NULL if it is none."""
+    if column is None:
+        return "NULL::TIMESTAMP"
+    written = identifier(column) if isinstance(column, str) else repr(column)
+    if clock.unit != "timestamp":
+        since = f"TRY_CAST({written} AS DOUBLE) * {_SECONDS[clock.unit]}e6"
+        origin = f"TIMESTAMP {literal(clock.origin.isoformat(sep=' '))}"
+        time = f"TRY({origin} + to_microseconds(CAST({since} AS BIGINT)))"
+    elif clock.format is not None:
+        time = f"try_strptime({written}::VARCHAR, {literal(clock.format)})::TIMESTAMP"
+    elif types.get(str(column)) == "TIMESTAMP":
+        time = written
+    else:
+        # Not straight to TIMESTAMP: that would drop an offset without a word.
+        time = f"TRY_CAST({written} AS TIMESTAMPTZ)::TIMESTAMP"
+    return f"""CASE WHEN {time} >= TIMESTAMP '0001-01-01' AND {time} < TIMESTAMP '10000-01-01'
+        THEN {time} END"""
+
+
+def is_given(column: str | float | None) -> str:
+    if column is None:
+        return "FALSE"
+    return f"{identifier(column)} IS NOT NULL" if isinstance(column, str) else "TRUE"
+
+
+def value_reason_of(value: str, column: str | None, implausible: str) -> str:
+    """SQL for why a value is unusable, or NULL. A value that is not given has no reason."""
+    text = literal(f"{column}: not a number")
+    endless = literal(f"{column}: not finite, or beyond {LARGEST:g}")
+    return f"""CASE
+        WHEN {value} IS NULL THEN NULL
+        WHEN TRY_CAST({value} AS DOUBLE) IS NULL THEN {text}
+        WHEN abs({number(value)}) > {LARGEST!r} THEN {endless}
+        {implausible} END"""
+
+
+def implausible(value: str, quantity: Range, name: str, of: str = "TRUE") -> str:
+    """A branch of `_value_reason` for the rows where the condition `of` holds."""
+    if quantity.plausible is None:
+        return ""
+    low, high = quantity.plausible
+    reason = literal(f"{name}: outside the plausible range {low:g} to {high:g}")
+    return f"WHEN {of} AND {number(value)} NOT BETWEEN {low!r} AND {high!r} THEN {reason}\n"
+
+
+def require_some_number(db: duckdb.DuckDBPyConnection, where: str, table: str, column: str) -> None:
+    value = identifier(column)
+    given, numbers = db.execute(
+        f"SELECT count({value}), count(TRY_CAST({value} AS DOUBLE)) FROM {source(table)}"
+    ).fetchall()[0]
+    if given and not numbers:
+        raise DataError(
+            f"{where}: column {column!r} of table {table} holds text in all of its {given:,} "
+            "filled rows, where numbers belong: is it the right column?"
+        )
+
+
+def nothing_usable(db: duckdb.DuckDBPyConnection, where: str, table: str) -> str:
+    reasons = db.execute(
+        f"""SELECT reason, count(*) AS n FROM quarantine
+        WHERE table_name = {literal(table)} AND action = {literal(SET_ASIDE)}
+        GROUP BY 1 ORDER BY n DESC, 1"""
+    ).fetchall()
+    told = "; ".join(f"{n:,} rows: {reason}" for reason, n in reasons)
+    return f"{where}: no row of table {table} is usable ({told})"

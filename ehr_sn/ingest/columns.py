@@ -1,0 +1,201 @@
+"""Names in a configuration → the tables' columns that they mean, or what is wrong with them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from ehr_sn.config import Config
+from ehr_sn.errors import DataError, did_you_mean
+from ehr_sn.ingest.expressions import Expression
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    table: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.table}.{self.name}"
+
+
+class Reference(NamedTuple):
+    """A column that the configuration's `key` names. A `vital` one must be in every file."""
+
+    key: str
+    column: Column
+    vital: bool = False
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of each table's header, to find configured names among.
+
+    A column of the cohort's tables (`cohort.table` and `cohort.join`) is named COLUMN where only
+    one of them has it, else TABLE.COLUMN. The column of the subject is the cohort table's own.
+    """
+
+    config: Config
+    headers: Mapping[str, Sequence[str]]
+
+    def find(self, key: str, name: str) -> Column:
+        """The column of the cohort's tables that `name` means.
+
+        Raises
+        ------
+        DataError
+            There is none, or more than one.
+        """
+        cohort, where = self.config.cohort, self.config.where(key)
+        tables = (cohort.table, *cohort.join)
+        if name == cohort.subject_id:
+            return Column(cohort.table, name)
+        found = [Column(table, name) for table in tables if name in self.headers[table]]
+        if len(found) > 1:
+            options = " or ".join(map(str, found))
+            raise DataError(f"{where}: {len(found)} tables have a column {name!r}: write {options}")
+        if found:
+            return found[0]
+        for table in self.config.tables:
+            if name.startswith(f"{table}."):
+                column = Column(table, name.removeprefix(f"{table}."))
+                if table not in tables:
+                    raise DataError(
+                        f"{where}: table {table} is none of the cohort's: add it to cohort.join"
+                    )
+                return self.require(key, column)
+        if len(tables) == 1:
+            return self.require(key, Column(cohort.table, name))
+        # Without the subject's column a file may lack a header: its first row is then a patient's.
+        known = [table for table in tables if cohort.subject_id in self.headers[table]]
+        every = [column for table in known for column in self.headers[table]]
+        qualified = [f"{table}.{column}" for table in known for column in self.headers[table]]
+        hint = did_you_mean(name, qualified if "." in name else every)
+        raise DataError(f"{where}: none of the cohort's tables has a column {name!r}; {hint}")
+
+    def require(self, key: str, column: Column) -> Column:
+        """The column itself, if its table has it once."""
+        header = self.headers[column.table]
+        times = list(header).count(column.name)
+        fault = f"{self.config.where(key)}: table {column.table}"
+        if times > 1:
+            raise DataError(
+                f"{fault} has {times} columns named {column.name!r}: rename all but one"
+            )
+        if not times:
+            # Where nothing fits, the file may lack a header: its first row is then a patient's.
+            known = any(
+                name in header
+                for _, table, name, _ in _named(self.config)
+                if table in (None, column.table)
+            )
+            hint = did_you_mean(column.name, header, list_all=known)
+            question = "" if known else ". Does its first line name the columns?"
+            raise DataError(f"{fault} has no column {column.name!r}; {hint}{question}")
+        return column
+
+    @cached_property
+    def of_features(self) -> dict[str, list[Column]]:
+        """The columns that each feature is made of."""
+        return {
+            name: [self.find(_feature_key(self.config, name), column) for column in feature.column]
+            for name, feature in self.config.features.wide.items()
+        }
+
+    @cached_property
+    def of_conditions(self) -> dict[str, dict[str, Column]]:
+        """For each condition's key, the column that each name in it means."""
+        return {
+            key: {name: self.find(key, name) for name in Expression.parse(text).columns}
+            for key, text in self.config.conditions.items()
+        }
+
+    @cached_property
+    def compared(self) -> set[Column]:
+        """The columns in which text counts: those of conditions and categories."""
+        compared = {column for names in self.of_conditions.values() for column in names.values()}
+        for name, feature in self.config.features.wide.items():
+            if feature.categories is not None:
+                compared.update(self.of_features[name])
+        return compared
+
+    def used(self, table: str) -> list[Column]:
+        """The columns of one of the cohort's tables that features and conditions use."""
+        used = [column for columns in self.of_features.values() for column in columns]
+        used += [column for names in self.of_conditions.values() for column in names.values()]
+        return list(dict.fromkeys(column for column in used if column.table == table))
+
+    def references(self) -> list[Reference]:
+        """Every column that the configuration names.
+
+        Raises
+        ------
+        DataError
+            Naming each that is not there, or is not clear, and each feature that would give a
+            label away.
+        """
+        references, faults = [], []
+        for key, table, name, vital in _named(self.config):
+            try:
+                column = self.require(key, Column(table, name)) if table else self.find(key, name)
+                references.append(Reference(key, column, vital))
+            except DataError as error:
+                faults.append(str(error))
+        faults = faults or list(self._leaks())
+        if faults:
+            raise DataError("\n".join(faults))
+        return references
+
+    def _leaks(self) -> Iterator[str]:
+        """Features that a label is read from, or that a label says must be kept out."""
+        config = self.config
+        subject = Column(config.cohort.table, config.cohort.subject_id)
+        kept_out = {subject: "names the subject, of which a model must learn nothing"}
+        for name, label in config.labels.items():
+            away = f"labels.{name}: the feature would give the label away"
+            for kind in ("positive", "negative"):
+                read = self.of_conditions.get(f"labels.{name}.{kind}", {}).values()
+                kept_out |= dict.fromkeys(read, f"is read by {away}")
+            for i, entry in enumerate(label.keep_out):
+                columns = (
+                    [Column(entry, column) for column in self.headers[entry]]
+                    if entry in self.headers
+                    else [self.find(f"labels.{name}.keep_out.{i}", entry)]
+                )
+                kept_out |= {
+                    column: f"is kept out by {away}" for column in columns if column not in kept_out
+                }
+        for name, columns in self.of_features.items():
+            for column in columns:
+                if column in kept_out:
+                    where = config.where(config.features.key(name))
+                    yield f"{where}: the column {column} {kept_out[column]}"
+
+
+def _feature_key(config: Config, name: str) -> str:
+    """The key that names a feature's columns."""
+    key = config.features.key(name)
+    return f"{key}.column" if name in config.features.static else key
+
+
+def _named(config: Config) -> Iterator[tuple[str, str | None, str, bool]]:
+    """Key, table (None: any of the cohort's), name, and whether every file must have it."""
+    cohort, features = config.cohort, config.features
+    for key in ("subject_id", "prediction_time", "follow_up_end"):
+        column = getattr(cohort, key)
+        if isinstance(column, str):
+            yield f"cohort.{key}", cohort.table, column, True
+    for i, table in enumerate(cohort.join):
+        yield f"cohort.join.{i}", table, cohort.subject_id, True
+    for name, feature in features.wide.items():
+        for column in feature.column:
+            yield _feature_key(config, name), None, column, False
+    for key, text in config.conditions.items():
+        for name in Expression.parse(text).columns:
+            yield key, None, name, False
+    for i, events in enumerate(config.events):
+        for key in ("subject_id", "time", "code", "numeric_value"):
+            column = getattr(events, key)
+            if column is not None:
+                yield f"events.{i}.{key}", events.table, column, True

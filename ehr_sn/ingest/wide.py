@@ -1,0 +1,349 @@
+"""The cohort's table, and those joined to it → one row a subject and prediction time.
+
+DuckDB tables made here:
+
+- `cohort`: row (from 0, by subject and time), subject_id, prediction_time, follow_up_end, and one
+  column a feature that a table's columns hold, named as the feature
+- `stated`: row, and one column a label that conditions state: 1, 0, or NULL where unknown
+- `quarantine`: table_name, row_number, reason, action
+- `notices`: what is counted by column instead of by row
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import duckdb
+
+from ehr_sn.config import Config, StaticFeature, category_name
+from ehr_sn.errors import DataError
+from ehr_sn.ingest.cells import (
+    MADE_MISSING,
+    NO_TIME,
+    SET_ASIDE,
+    as_subject,
+    as_time,
+    create_quarantine,
+    implausible,
+    is_given,
+    nothing_usable,
+    require_some_number,
+    set_aside,
+    subject_type_of,
+    types_of,
+    value_reason_of,
+)
+from ehr_sn.ingest.columns import Column, Columns
+from ehr_sn.ingest.expressions import Expression, number
+from ehr_sn.ingest.tables import (
+    count,
+    create_notices,
+    headers,
+    identifier,
+    literal,
+    notice,
+    source,
+)
+
+_ALIKE = "subject appears again{}, with other values"
+_REPEATS = "repeats an earlier row"
+
+
+def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int]:
+    """Make the tables above; returns how many rows of the cohort's table left at each rule.
+
+    Raises
+    ------
+    DataError
+        No row is usable, or a feature's column holds nothing that it could be made of.
+    """
+    create_quarantine(db)
+    create_notices(db)
+    columns = Columns(config, headers(db, config))
+    _judge_cohort(db, config, columns)
+    for table in config.cohort.join:
+        _judge_joined(db, config, columns, table)
+    attrition = _join(db, config, columns)
+    no_end = f"""CASE WHEN end_given AND follow_up_end IS NULL
+        THEN 'end of follow-up {NO_TIME}' END"""
+    _set_value_aside(db, config.cohort.table, no_end)
+    values: dict[str, str] = {}
+    counted: list[_Counted] = []
+    for name, feature in config.features.wide.items():
+        for column in columns.of_features[name]:
+            counted += _counted(name, feature, column)
+        values |= _feature(db, config, name, feature, columns.of_features[name])
+    _tell(db, counted)
+    selected = "".join(f", {sql} AS {identifier(name)}" for name, sql in values.items())
+    db.execute(
+        f"""CREATE TABLE cohort AS SELECT row, subject_id, prediction_time, follow_up_end {selected}
+        FROM wide ORDER BY row"""
+    )
+    stated = "".join(
+        f", {_label(columns, name)} AS {identifier(name)}"
+        for name, label in config.labels.items()
+        if label.positive is not None
+    )
+    db.execute(f"CREATE TABLE stated AS SELECT row {stated} FROM wide ORDER BY row")
+    db.execute("DROP TABLE wide")
+    return attrition
+
+
+def _judge_cohort(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> None:
+    """Make the table `judged_cohort`: rows of the cohort's table, with the reason against each."""
+    cohort = config.cohort
+    # Everyone's prediction time is the clock's origin where none is given.
+    time = cohort.prediction_time if cohort.prediction_time is not None else 0.0
+    clock = config.clock
+    if cohort.prediction_time is None and clock.unit == "timestamp":
+        clock = clock.model_copy(update={"unit": "days"})
+    types = types_of(db, cohort.table)
+    subject = as_subject(cohort.subject_id, subject_type_of(db, config), types)
+    raw, content = _used(columns, cohort.table)
+    db.execute(
+        f"""CREATE TABLE judged_cohort AS SELECT *, CASE
+            WHEN subject_id IS NULL THEN 'no subject_id'
+            WHEN NOT time_given THEN 'no prediction time'
+            WHEN prediction_time IS NULL THEN 'prediction time {NO_TIME}'
+            WHEN min(content) OVER same <> max(content) OVER same
+                THEN '{_ALIKE.format(" at this prediction time")}'
+            WHEN row_number() OVER (same ORDER BY {_row_of(cohort.table)}) > 1 THEN '{_REPEATS}'
+            END AS reason
+        FROM (SELECT *, hash(follow_up_end {content}) AS content
+            FROM (SELECT _row AS {_row_of(cohort.table)},
+                {subject} AS subject_id,
+                {as_time(time, clock, types)} AS prediction_time,
+                {as_time(cohort.follow_up_end, config.clock, types)} AS follow_up_end,
+                {is_given(time)} AS time_given,
+                {is_given(cohort.follow_up_end)} AS end_given {raw}
+            FROM {source(cohort.table)}))
+        WINDOW same AS (PARTITION BY subject_id, prediction_time)"""
+    )
+    _set_row_aside(db, "judged_cohort", cohort.table)
+    if not count(db, "SELECT count(*) FROM judged_cohort WHERE reason IS NULL"):
+        raise DataError(nothing_usable(db, config.where("cohort"), cohort.table))
+
+
+def _judge_joined(
+    db: duckdb.DuckDBPyConnection, config: Config, columns: Columns, table: str
+) -> None:
+    """Make the table `joined_TABLE`: its rows of the cohort's subjects, one a subject."""
+    subject = config.cohort.subject_id
+    key = as_subject(subject, subject_type_of(db, config), types_of(db, table))
+    raw, content = _used(columns, table)
+    db.execute(
+        f"""CREATE TABLE {_joined(table)} AS SELECT *, CASE
+            WHEN NOT given THEN 'no subject_id'
+            WHEN joined_subject IS NULL THEN 'subject is not in the cohort'
+            WHEN min(content) OVER same <> max(content) OVER same THEN '{_ALIKE.format("")}'
+            WHEN row_number() OVER (same ORDER BY {_row_of(table)}) > 1 THEN '{_REPEATS}'
+            END AS reason
+        FROM (SELECT *, hash(0 {content}) AS content
+            FROM (SELECT _row AS {_row_of(table)}, known.subject_id AS joined_subject,
+                    {is_given(subject)} AS given {raw}
+                FROM {source(table)} LEFT JOIN (
+                    SELECT DISTINCT subject_id FROM judged_cohort WHERE reason IS NULL) known
+                ON known.subject_id = {key}))
+        WINDOW same AS (PARTITION BY joined_subject)"""
+    )
+    _set_row_aside(db, _joined(table), table)
+    if not count(db, f"SELECT count(*) FROM {_joined(table)} WHERE reason IS NULL"):
+        index = config.cohort.join.index(table)
+        raise DataError(nothing_usable(db, config.where(f"cohort.join.{index}"), table))
+
+
+def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> dict[str, int]:
+    """Make the table `wide` of the eligible rows; returns how many were not."""
+    cohort = config.cohort
+    condition = "TRUE"
+    if cohort.where is not None:
+        condition = _condition(columns, "cohort.where")
+    joins = " ".join(
+        f"LEFT JOIN {_joined(table)} ON base.subject_id = {_joined(table)}.joined_subject "
+        f"AND {_joined(table)}.reason IS NULL"
+        for table in cohort.join
+    )
+    held = "".join(
+        f", {_joined(table)}.{identifier(name)}"
+        for table in cohort.join
+        for name in (f"{table}._row", *map(str, columns.used(table)))
+    )
+    db.execute(
+        f"""CREATE TABLE joined AS SELECT *, ({condition})::BOOLEAN AS eligible
+        FROM (SELECT base.* {held} FROM judged_cohort base {joins}
+            WHERE base.reason IS NULL)"""
+    )
+    rows, eligible, unknown = db.execute(
+        "SELECT count(*), count(*) FILTER (eligible), count(*) - count(eligible) FROM joined"
+    ).fetchall()[0]
+    if not eligible:
+        raise DataError(
+            f"{config.where('cohort.where')}: true for none of the {rows:,} rows (unknown for "
+            f"{unknown:,}): nobody is left to predict for"
+        )
+    db.execute(
+        """CREATE TABLE wide AS SELECT
+            row_number() OVER (ORDER BY subject_id, prediction_time) - 1 AS row, *
+        FROM joined WHERE eligible ORDER BY row"""
+    )
+    for table in ("judged_cohort", "joined", *map(_joined, cohort.join)):
+        db.execute(f"DROP TABLE {table}")
+    if cohort.where is None:
+        return {"rows": rows}
+    not_eligible = rows - eligible - unknown
+    return {
+        "rows": rows,
+        "not_eligible": not_eligible,
+        "eligibility_unknown": unknown,
+        "eligible": eligible,
+    }
+
+
+def _feature(
+    db: duckdb.DuckDBPyConnection,
+    config: Config,
+    name: str,
+    feature: StaticFeature,
+    columns: list[Column],
+) -> dict[str, str]:
+    """SQL of each of the store's columns that a feature becomes; its bad values to quarantine."""
+    where = config.where(config.features.key(name))
+    if feature.categories is not None:
+        (column,) = columns
+        given = _given(feature, column)
+        if not count(
+            db, f"SELECT count(*) FROM wide WHERE {_is_one_of(given, feature.categories)}"
+        ):
+            raise DataError(
+                f"{where}: column {column.name!r} of table {column.table} holds none of the "
+                "categories in any row: write numbers plainly, texts in quotes"
+            )
+        return _categories(name, feature, given)
+    values = []
+    for column in columns:
+        given = _given(feature, column)
+        require_some_number(db, where, column.table, column.name)
+        bad = value_reason_of(given, column.name, implausible(given, feature, name))
+        _set_value_aside(db, column.table, bad)
+        values.append(f"CASE WHEN ({bad}) IS NULL THEN {number(given)} END")
+    if len(values) == 1:
+        return {name: values[0]}
+    return {name: f"list_avg([{', '.join(values)}])"}  # of those that are there
+
+
+def _given(feature: StaticFeature, column: Column) -> str:
+    """SQL of a column's cell, NULL where it holds a code for missing."""
+    raw = identifier(str(column))
+    if feature.missing_codes is None:
+        return raw
+    return f"CASE WHEN NOT {_is_one_of(raw, feature.missing_codes)} THEN {raw} END"
+
+
+def _categories(name: str, feature: StaticFeature, given: str) -> dict[str, str]:
+    categories = feature.categories or ()
+    if feature.ordinal:
+        places = " ".join(
+            f"WHEN {_is_one_of(given, (cell,))} THEN {place}"
+            for place, cell in enumerate(categories)
+        )
+        return {name: f"(CASE {places} END)::DOUBLE"}
+    seen = _is_one_of(given, categories)
+    return {
+        column: f"CASE WHEN {seen} THEN {_is_one_of(given, (cell,))}::INTEGER::DOUBLE END"
+        for cell, column in zip(categories, feature_columns(name, feature), strict=True)
+    }
+
+
+def feature_columns(name: str, feature: StaticFeature) -> list[str]:
+    """The store's columns of one feature that tables' columns hold."""
+    if feature.categories is None or feature.ordinal:
+        return [name]
+    return [f"{name}={category_name(cell)}" for cell in feature.categories]
+
+
+def _is_one_of(value: str, cells: tuple[str | float, ...]) -> str:
+    """SQL that is true or false, never NULL: whether a value is one of these numbers or texts."""
+    numbers = ", ".join(repr(float(cell)) for cell in cells if not isinstance(cell, str))
+    texts = ", ".join(literal(cell.strip()) for cell in cells if isinstance(cell, str))
+    tests = [f"{number(f'({value})')} IN ({numbers})"] if numbers else []
+    tests += [f"({value})::VARCHAR IN ({texts})"] if texts else []
+    return f"coalesce({' OR '.join(tests) or 'FALSE'}, FALSE)"
+
+
+def _label(columns: Columns, name: str) -> str:
+    positive = _condition(columns, f"labels.{name}.positive")
+    negative = _condition(columns, f"labels.{name}.negative")
+    return f"(CASE WHEN {positive} THEN 1 WHEN {negative} THEN 0 END)::TINYINT"
+
+
+def _condition(columns: Columns, key: str) -> str:
+    found = columns.of_conditions[key]
+    text = columns.config.conditions[key]
+    return Expression.parse(text).sql(lambda name: identifier(str(found[name])))
+
+
+def _used(columns: Columns, table: str) -> tuple[str, str]:
+    """SQL that selects the used columns of a table, and SQL of what makes two rows alike."""
+    raw, content = "", ""
+    for column in columns.used(table):
+        name = identifier(str(column))
+        raw += f", {identifier(column.name)} AS {name}"
+        content += f", {number(name)}"
+        if column in columns.compared:
+            content += f", CASE WHEN {number(name)} IS NULL THEN {name}::VARCHAR END"
+    return raw, content
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A reason why many cells of a column may become missing: told by count, not row by row."""
+
+    check: str
+    feature: str
+    column: Column
+    test: str
+    message: str
+
+
+def _counted(name: str, feature: StaticFeature, column: Column) -> Iterator[_Counted]:
+    if feature.missing_codes is not None:
+        coded = _is_one_of(identifier(str(column)), feature.missing_codes)
+        codes = ", ".join(map(category_name, feature.missing_codes))
+        message = f"{column}: {codes} made missing"
+        yield _Counted("missing code", name, column, coded, message)
+    if feature.categories is not None:
+        given = _given(feature, column)
+        unseen = f"({given}) IS NOT NULL AND NOT {_is_one_of(given, feature.categories)}"
+        message = f"{column}: what is none of its categories made missing"
+        yield _Counted("unseen category", name, column, unseen, message)
+
+
+def _tell(db: duckdb.DuckDBPyConnection, counted: list[_Counted]) -> None:
+    """Count over the eligible rows, in one pass."""
+    if not counted:
+        return
+    tests = ", ".join(
+        f"count(*) FILTER ({one.test}), count({identifier(str(one.column))})" for one in counted
+    )
+    counts = db.execute(f"SELECT {tests} FROM wide").fetchall()[0]
+    for one, rows, filled in zip(counted, counts[::2], counts[1::2], strict=True):
+        if rows:
+            notice(db, one.check, one.feature, rows, filled, one.message)
+
+
+def _set_row_aside(db: duckdb.DuckDBPyConnection, judged: str, table: str) -> None:
+    rows = f"(SELECT {_row_of(table)} AS _row, reason FROM {judged})"
+    set_aside(db, rows, table, "reason", SET_ASIDE)
+
+
+def _set_value_aside(db: duckdb.DuckDBPyConnection, table: str, reason: str) -> None:
+    # A joined row may serve several rows of the cohort: it is told once.
+    rows = f"(SELECT DISTINCT {_row_of(table)} AS _row, {reason} AS reason FROM wide)"
+    set_aside(db, rows, table, "reason", MADE_MISSING)
+
+
+def _row_of(table: str) -> str:
+    return identifier(f"{table}._row")
+
+
+def _joined(table: str) -> str:
+    return identifier(f"joined_{table}")
