@@ -10,6 +10,7 @@ its saved state, and every test in tests/missing/test_all_methods.py:
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -56,8 +57,10 @@ class MissingMethod(RowTransformer):
         filled = self._fill(X, observed)
         return np.hstack([filled, observed.astype(X.dtype)]) if self.add_mask else filled
 
-    def _fill(self, X: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDArray[np.floating]:
-        raise NotImplementedError
+    @abstractmethod
+    def _fill(
+        self, X: NDArray[np.floating], observed: NDArray[np.bool_]
+    ) -> NDArray[np.floating]: ...
 
     def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[np.object_]:
         """Names of the output columns: the features, then with `add_mask` `<name>.observed`."""
@@ -95,8 +98,8 @@ class _ColumnImputer(MissingMethod):
     def _fill(self, X: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDArray[np.floating]:
         return np.where(observed, X, self.fill_.astype(X.dtype))
 
-    def _statistic(self, X: NDArray[np.floating]) -> NDArray[np.floating] | float:
-        raise NotImplementedError
+    @abstractmethod
+    def _statistic(self, X: NDArray[np.floating]) -> NDArray[np.floating] | float: ...
 
 
 @register("zero")

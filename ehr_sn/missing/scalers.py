@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Self
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 
-class RowTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+class RowTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator, ABC):
     """A transformer of float rows (n_rows, n_features) in which NaN means missing.
 
     A subclass writes `_fit(X)` and `_transform(X)` for rows that were checked here: float32 or
@@ -49,11 +50,11 @@ class RowTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return self._transform(self._checked(X, reset=False))
 
-    def _fit(self, X: NDArray[np.floating]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _fit(self, X: NDArray[np.floating]) -> None: ...
 
-    def _transform(self, X: NDArray[np.floating]) -> NDArray[np.floating]:
-        raise NotImplementedError
+    @abstractmethod
+    def _transform(self, X: NDArray[np.floating]) -> NDArray[np.floating]: ...
 
     def _checked(self, rows: ArrayLike, *, reset: bool) -> NDArray[np.floating]:
         X: NDArray[np.floating] = validate_data(
