@@ -51,6 +51,8 @@ Data = Annotated[
         help="Where CONFIG's tables lie, in place of its data_root.",
     ),
 ]
+INTERRUPTED = 130  # exit code after Ctrl-C, by which typer reports it
+
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The data set's YAML, such as configs/nafld.yaml.")
 ]
@@ -262,9 +264,13 @@ def main() -> None:
     except EhrSnError as error:
         err.print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
+            raise
         err.print("Stopped. Run the same command again to resume.")
-        sys.exit(130)
+        # What was interrupted in native code is noisy about it while Python shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.exit(INTERRUPTED)
 
 
 def _print_results(config: Path, json_file: Path | None, parent_id: str | None = None) -> None:

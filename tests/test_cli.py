@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from time import sleep
 
 import pytest
 
@@ -39,11 +41,18 @@ def ward(tmp_path: Path) -> Path:
     return config
 
 
+COMMAND = [sys.executable, "-c", "from ehr_sn.cli import main; main()"]
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+
+
 def ehr_sn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from ehr_sn.cli import main; main()", *arguments]
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -92,3 +101,20 @@ def test_compare_without_a_run_says_what_to_do(ward: Path) -> None:
     assert done.returncode == 1
     assert "has no finished run of 'ward'" in done.stderr
     assert "ehr-sn run" in done.stderr
+
+
+def test_ctrl_c_stops_with_one_line_that_says_how_to_resume(ward: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "run", "ward.yaml"],
+        cwd=ward.parent,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        while running.poll() is None and not (ward.parent / "data" / "ward").exists():
+            sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert said.rstrip().endswith("Stopped. Run the same command again to resume.")
+    assert "Traceback" not in said
