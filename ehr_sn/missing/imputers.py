@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from ehr_sn.missing.scalers import RowTransformer, Winsoriser, make_scaler, unknown_name
+from ehr_sn.errors import did_you_mean
+from ehr_sn.missing.scalers import RowTransformer, Winsoriser, make_scaler
 
 __all__ = [
     "METHODS",
@@ -186,7 +187,7 @@ def make_method(
     array([[0.75, 0.  , 1.  , 0.  ]])
     """
     if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
+        raise ValueError(f"unknown method {name!r}; {did_you_mean(name, METHODS)}")
     return Pipeline(
         [
             ("winsoriser", Winsoriser(quantile=winsorise)),

@@ -6,10 +6,9 @@ observed training entry has no known scale: whatever turns up in it later is tre
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
@@ -20,6 +19,8 @@ from sklearn import preprocessing
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
+from ehr_sn.errors import did_you_mean
+
 __all__ = [
     "SCALERS",
     "MinMaxScaler",
@@ -28,7 +29,6 @@ __all__ = [
     "StandardScaler",
     "Winsoriser",
     "make_scaler",
-    "unknown_name",
 ]
 
 
@@ -243,17 +243,5 @@ def make_scaler(name: str) -> BaseEstimator:
     array([ 0., nan,  1.])
     """
     if name not in SCALERS:
-        raise unknown_name("scaler", name, SCALERS)
+        raise ValueError(f"unknown scaler {name!r}; {did_you_mean(name, SCALERS)}")
     return SCALERS[name]()
-
-
-def unknown_name(kind: str, name: str, valid: Iterable[str]) -> ValueError:
-    """The error for a name that no registry entry has.
-
-    >>> print(unknown_name("scaler", "min-max", SCALERS))
-    unknown scaler 'min-max'; did you mean minmax? Valid: none, standard, minmax, quantile
-    """
-    valid = list(valid)
-    near = difflib.get_close_matches(str(name), valid)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return ValueError(f"unknown {kind} {name!r}; {hint}Valid: {', '.join(valid)}")
