@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from threading import Event
 from time import perf_counter
 from typing import Annotated, Any, Literal
 
@@ -51,7 +53,7 @@ Data = Annotated[
         help="Where CONFIG's tables lie, in place of its data_root.",
     ),
 ]
-INTERRUPTED = 130  # exit code after Ctrl-C, by which typer reports it
+INTERRUPTED = 130  # exit code after Ctrl-C
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The data set's YAML, such as configs/nafld.yaml.")
@@ -259,18 +261,35 @@ def main() -> None:
     """Run the command line. The user's errors print as one message each, and exit with code 1."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    interrupted = _listen_for_interrupts()
     try:
         app()
-    except EhrSnError as error:
-        err.print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code != INTERRUPTED:
-            raise
-        err.print("Stopped. Run the same command again to resume.")
-        # What was interrupted in native code is noisy about it while Python shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        sys.exit(INTERRUPTED)
+    except BaseException as error:
+        if interrupted.is_set():  # whatever a library has made of it on its way up
+            err.print("Stopped. Run the same command again to resume.")
+            # What was interrupted in native code is noisy about it while Python shuts down.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            sys.exit(INTERRUPTED)
+        if isinstance(error, EhrSnError):
+            err.print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+            sys.exit(1)
+        raise
+
+
+def _listen_for_interrupts() -> Event:
+    """Ctrl-C raises KeyboardInterrupt and sets the event returned.
+
+    Python's own handler would do for the first, but asyncio replaces it, and only it, by one that
+    cancels what runs at that moment: libraries that then carry on would carry on with the command.
+    """
+    interrupted = Event()
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    return interrupted
 
 
 def _print_results(config: Path, json_file: Path | None, parent_id: str | None = None) -> None:

@@ -103,7 +103,8 @@ def test_compare_without_a_run_says_what_to_do(ward: Path) -> None:
     assert "ehr-sn run" in done.stderr
 
 
-def test_ctrl_c_stops_with_one_line_that_says_how_to_resume(ward: Path) -> None:
+@pytest.mark.parametrize("reached", ["data/ward", "data/ward/*/manifest.json", "mlruns/mlflow.db"])
+def test_ctrl_c_stops_with_one_line_that_says_how_to_resume(ward: Path, reached: str) -> None:
     with subprocess.Popen(
         [*COMMAND, "run", "ward.yaml"],
         cwd=ward.parent,
@@ -111,7 +112,7 @@ def test_ctrl_c_stops_with_one_line_that_says_how_to_resume(ward: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     ) as running:
-        while running.poll() is None and not (ward.parent / "data" / "ward").exists():
+        while running.poll() is None and not list(ward.parent.glob(reached)):
             sleep(0.1)
         running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=120)
