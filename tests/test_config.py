@@ -1,5 +1,6 @@
 """A configuration that is wrong says so in one line: file, line, key and what would be valid."""
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, v
         ("labels.diabetes.within_days", -1, "greater than 0, not -1"),
         ("labels.diabetes.within_days", float("nan"), "finite"),
         ("labels.diabetes.within_days", 1e9, "less than or equal to 36525"),
-        ("labels.diabetes.prevalent", True, "exactly one of: within_days, prevalent: true"),
+        ("labels.diabetes.prevalent", True, "exactly one of: within_days, until, prevalent: true"),
         ("labels.diabetes.codes", [], "name at least one"),
         ("labels.diabetes.codes", ["E11", "E11"], "only once"),
         ("labels", {}, "name at least one"),
@@ -139,17 +140,18 @@ def test_a_number_as_time_needs_a_clock_with_an_origin(refused, hospital):
     assert hospital.config(cohort__prediction_time=0).cohort.prediction_time == 0
 
 
-def test_a_date_as_prediction_time_is_refused_in_one_line(hospital):
-    hospital.config()
-    path = hospital.folder / "hospital.yaml"
-    path.write_text(
-        path.read_text().replace("prediction_time: index", "prediction_time: 2020-01-01")
-    )
-    with pytest.raises(
-        ConfigError, match=r"cohort\.prediction_time: give a column's name"
-    ) as error:
-        load_config(path)
-    assert len(str(error.value).splitlines()) == 1
+@pytest.mark.parametrize(
+    ("written_as", "meant"),
+    [
+        ("2020-01-01", datetime(2020, 1, 1)),
+        ("2020-01-01 12:30:00", datetime(2020, 1, 1, 12, 30)),
+        ("2020-01-01T12:30:00+02:00", datetime(2020, 1, 1, 10, 30)),
+        ("'2020-01-01'", "2020-01-01"),  # in quotes it is a column's name
+    ],
+)
+def test_a_prediction_time_may_be_a_date(hospital, written_as, meant):
+    change = ("prediction_time: index", f"prediction_time: {written_as}")
+    assert load_config(written(hospital, time=change)).cohort.prediction_time == meant
 
 
 @pytest.mark.parametrize("include", [True, False])
