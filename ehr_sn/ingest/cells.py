@@ -147,5 +147,9 @@ def nothing_usable(db: duckdb.DuckDBPyConnection, where: str, table: str) -> str
         WHERE table_name = {literal(table)} AND action = {literal(SET_ASIDE)}
         GROUP BY 1 ORDER BY n DESC, 1"""
     ).fetchall()
+    reasons += db.execute(
+        f"""SELECT message, rows FROM notices
+        WHERE check_name = 'left out' AND place = {literal(table)}"""
+    ).fetchall()
     told = "; ".join(f"{n:,} rows: {reason}" for reason, n in reasons)
     return f"{where}: no row of table {table} is usable ({told})"

@@ -12,7 +12,7 @@ from ehr_sn.config import SPLITS, Config, Label
 from ehr_sn.errors import DataError
 from ehr_sn.ingest.code_sets import held_by
 from ehr_sn.ingest.eligibility import days
-from ehr_sn.ingest.tables import count, identifier, literal
+from ehr_sn.ingest.tables import count, identifier, literal, literals
 
 MIN_PER_CLASS = 2  # the variance of an AUROC needs two of each class
 
@@ -137,13 +137,13 @@ def stage_splits(db: duckdb.DuckDBPyConnection, config: Config) -> None:
 
 def _require_given(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     """Every subject of the cohort has one split, and it is one of ours."""
+    ours = literals(SPLITS)
     subjects, without, unknown, several = db.execute(
-        f"""SELECT count(*), count(*) FILTER (given IS NULL OR list_contains(given, NULL)),
-            count(*) FILTER (NOT list_has_all({list(SPLITS)}, list_filter(given, x -> x NOT NULL))),
-            count(*) FILTER (len(given) > 1)
-        FROM (SELECT DISTINCT subject_id FROM cohort)
-        LEFT JOIN (SELECT subject_id, list(split) AS given FROM given_splits GROUP BY 1)
-            USING (subject_id)"""
+        f"""SELECT count(*), count(*) FILTER (given = 0), count(*) FILTER (others),
+            count(*) FILTER (given > 1)
+        FROM (SELECT subject_id, count(split) AS given, bool_or(split NOT IN ({ours})) AS others
+            FROM (SELECT DISTINCT subject_id FROM cohort) LEFT JOIN given_splits USING (subject_id)
+            GROUP BY 1)"""
     ).fetchall()[0]
     table = config.splits.table
     faults = {

@@ -236,7 +236,8 @@ def _stage_given_splits(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         SELECT DISTINCT known_subject AS subject_id,
             {identifier(config.splits.column)}::VARCHAR AS split
         FROM {source(table)} JOIN (SELECT DISTINCT subject_id AS known_subject FROM cohort)
-            ON known_subject = {subject}"""
+            ON known_subject = {subject}
+        WHERE {identifier(config.splits.column)} IS NOT NULL"""
     )
 
 

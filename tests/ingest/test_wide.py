@@ -467,7 +467,7 @@ def test_a_store_without_events_has_the_same_format(crowd):
     store = Store(ingest(config))
     assert store.values().shape == (320, 3)
     assert store.feature_names == ["age", "weight", "height"]
-    assert store.manifest["cohort"]["eligible"] == 320
+    assert store.manifest["cohort"][-1]["rows"] == 320
     assert store.manifest["events"] == {}
     assert store.manifest["features"][1]["columns"] == ["exam.weight"]
     assert [f["observed_rate"] for f in store.manifest["features"]] == [1, 0.5, 0.5]
@@ -503,7 +503,8 @@ def test_the_command_line_says_where_the_data_lie_and_who_is_eligible(crowd, mon
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    assert "Eligible: 320 of 400 rows of the cohort's table." in capsys.readouterr().out
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["where", "80", "0", "320", "320"] in said
 
 
 def test_a_joined_file_without_a_header_is_not_quoted(survey, stage):
