@@ -30,7 +30,10 @@ late = st.decimals(100, 300, places=1)
 later_labs = st.lists(st.tuples(subjects, late, TESTS, values, UNITS), max_size=4)
 later_codes = st.lists(st.tuples(subjects, late, CODES), max_size=4)
 on_tables = settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.generate],  # to shrink an example takes minutes
 )
 GAP = 5
 LABELS = {
