@@ -129,15 +129,8 @@ def check(
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
         return
-    for table in (_tables_table(report), _labels_table(report), _findings_table(report)):
-        out.print(table, "")
-    if "eligible" in report["cohort"]:
-        cohort = report["cohort"]
-        unknown = cohort["eligibility_unknown"]
-        out.print(
-            f"Eligible: {cohort['eligible']:,} of {cohort['rows']:,} rows of the cohort's table"
-            + (f"; of {unknown:,} it is not known." if unknown else ".")
-        )
+    for of in (_tables_table, _cohort_table, _labels_table, _findings_table):
+        out.print(of(report), "")
     observed = sum(f["observed_rate"] for f in report["features"]) / len(report["features"])
     out.print(
         f"{config} is valid: {report['rows']:,} rows, {len(report['features'])} features "
@@ -323,7 +316,7 @@ def _tables_table(report: dict[str, Any]) -> Table:
     table = plain_table("Tables")
     for column in ("Table", "Source"):
         table.add_column(column)
-    for column in ("Rows", "Events", "Set aside", "Values made missing"):
+    for column in ("Rows", "Events", "Left out", "Set aside", "Values made missing"):
         table.add_column(column, justify="right")
     counts = {(q["table"], q["action"]): q["count"] for q in report["quarantined"]}
     for name, source in report["tables"].items():
@@ -332,16 +325,37 @@ def _tables_table(report: dict[str, Any]) -> Table:
             source["location"],
             f"{source['rows']:,}",
             f"{report['events'][name]:,}" if name in report["events"] else "",
+            f"{report['event_rows'][name]['left_out']:,}" if name in report["event_rows"] else "",
             f"{counts.get((name, 'row set aside'), 0):,}",
             f"{counts.get((name, 'value made missing'), 0):,}",
         )
     return table
 
 
+def _cohort_table(report: dict[str, Any]) -> Table:
+    table = plain_table("Cohort")
+    table.add_column("Rule")
+    counts = ("excluded", "unknown", "rows", "subjects")
+    for column in ("Excluded", "Unknown, excluded", "Rows left", "Subjects left"):
+        table.add_column(column, justify="right")
+    for step in report["cohort"]:
+        table.add_row(step["rule"], *(f"{step[name]:,}" for name in counts))
+    return table
+
+
 def _labels_table(report: dict[str, Any]) -> Table:
     table = plain_table("Labels")
     table.add_column("Disease")
-    every = ("rows", "unknown", "recorded_before", "followed_too_short", "eligible", "positive")
+    every = (
+        "rows",
+        "unknown",
+        "recorded_before",
+        "recorded_in_gap",
+        "no_window",
+        "followed_too_short",
+        "eligible",
+        "positive",
+    )
     rules = [r for r in every if any(r in counts for counts in report["labels"].values())]
     for rule in rules:
         table.add_column(rule.replace("_", " ").capitalize(), justify="right")

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -22,33 +22,37 @@ from pydantic import (
     NaiveDatetime,
     PrivateAttr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from ehr_sn.errors import ConfigError, did_you_mean
+from ehr_sn.ingest.codes import Descendants, Entry, read_entry, share_a_code
 from ehr_sn.ingest.expressions import Expression
 from ehr_sn.missing.imputers import method_names
 
 AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
 SPLITS = ("train", "tuning", "held_out")
 RESERVED = ("row", "subject_id", "prediction_time", "follow_up_end")
+CONCEPTS = "concept_ancestor"  # OMOP's table of which concept lies below which
 DATA_ROOT = "EHR_SN_DATA_ROOT"  # environment variable that takes the place of `data_root`
 
 
-def _as_code(value: Any) -> Any:
-    """Codes are text; a whole number in the YAML means its digits."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError("YAML does not read this as text: put the code in quotes")
+def _as_entry(value: Any, info: ValidationInfo) -> Any:
+    return read_entry(value, (info.context or {}).get("folder", Path()))
 
 
 def _as_moment(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day)
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return value
-    raise ValueError("give a column's name or, on a clock that counts from an origin, a number")
+        return value if isinstance(value, str) else float(value)
+    raise ValueError(
+        "give a column's name, a date or, on a clock that counts from an origin, a number"
+    )
 
 
 def _some(values: Any) -> Any:
@@ -88,13 +92,14 @@ def _known_method(method: str) -> str:
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$")]
 Some = AfterValidator(_some)
 Distinct = AfterValidator(_distinct)
-Codes = Annotated[tuple[Annotated[str, BeforeValidator(_as_code)], ...], Some, Distinct]
+Codes = Annotated[tuple[Annotated[Entry, BeforeValidator(_as_entry)], ...], Some, Distinct]
 Aggregates = Annotated[tuple[Literal[AGGREGATES], ...], Some, Distinct]  # type: ignore[valid-type]
-Moment = Annotated[str | float, BeforeValidator(_as_moment)]
+Moment = Annotated[str | float | datetime, BeforeValidator(_as_moment)]
 Cells = Annotated[tuple[Annotated[str | float, BeforeValidator(_as_cell)], ...], Some, Distinct]
 Columns = Annotated[tuple[str, ...], BeforeValidator(_as_several), Some, Distinct]
 Condition = Annotated[str, AfterValidator(_as_condition)]
-Days = Annotated[float, Field(gt=0, le=36_525)]  # up to a century
+CENTURY = 36_525  # days
+Days = Annotated[float, Field(gt=0, le=CENTURY)]
 Method = Annotated[str, AfterValidator(_known_method)]
 Scaler = Literal["none", "standard", "minmax", "quantile"]
 
@@ -167,27 +172,82 @@ class Table(_Model):
 
 
 class Events(_Model):
-    """Columns of one table of timed events. Without `numeric_value`, rows are mere occurrences."""
+    """Columns of one table of timed events. Without `numeric_value`, rows are mere occurrences.
+
+    `unit` is the column of the values' units, for measurements that declare theirs. `where` is a
+    condition over the table's columns: rows for which it is not true are left out, and counted.
+    """
 
     table: str
     subject_id: str
     time: str
     code: str
     numeric_value: str | None = None
+    unit: str | None = None
+    where: Condition | None = None
     clock: Clock | None = None
+
+    @model_validator(mode="after")
+    def _unit_of_a_value(self) -> Self:
+        if self.unit is not None and self.numeric_value is None:
+            raise ValueError("unit: is of values: name their column, numeric_value, too")
+        return self
+
+
+class Age(_Model):
+    """Whole years since the column `born` at the prediction time: `at_least`, and `below`."""
+
+    born: str
+    at_least: int | None = Field(None, ge=0, le=150)
+    below: int | None = Field(None, ge=1, le=150)
+
+    @model_validator(mode="after")
+    def _some_age(self) -> Self:
+        if self.at_least is None and self.below is None:
+            raise ValueError("give at_least, below, or both")
+        if self.at_least is not None and self.below is not None and self.at_least >= self.below:
+            raise ValueError("at_least must lie below `below`: nobody is left between them")
+        return self
+
+
+class Without(_Model):
+    """Codes that must not be recorded by the prediction time, or in `washout_days` before it."""
+
+    codes: Codes
+    washout_days: Days | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _codes_alone(cls, value: Any) -> Any:
+        return {"codes": value} if isinstance(value, list) else value
+
+
+class Eligibility(_Model):
+    """Rules that a row of the cohort must keep; what a rule needs and a row lacks excludes it.
+
+    `observed_days`: observed since at least so long before the prediction time.
+    `follow_up_days`: followed at least so long after it. `without`: sets of codes, none recorded.
+    """
+
+    age: Age | None = None
+    observed_days: Days | None = None
+    follow_up_days: Days | None = None
+    without: dict[Name, Without] = {}
 
 
 class Cohort(_Model):
     """Whom is predicted for, and when: one row of `table` a subject and prediction time.
 
-    `prediction_time` and `follow_up_end` are a column's name or, on a clock that counts from an
-    origin, a number. What is stamped exactly at the prediction time is known to the features only
-    where `include_prediction_time` says so. In a data set without timed events, such as a survey,
-    `prediction_time` may be left out: everyone's is then the clock's origin.
+    `prediction_time`, `observation_start` and `follow_up_end` are a column's name, a date or, on a
+    clock that counts from an origin, a number; prediction is `hours_after` later. What is stamped
+    exactly at the prediction time is known to the features only where `include_prediction_time`
+    says so. In a data set without timed events, such as a survey, `prediction_time` may be left
+    out: everyone's is then the clock's origin.
 
     `join` names tables of one row a subject, found by the same column `subject_id`: their columns
     are used like the cohort's own. `where` is a condition over all these columns: only rows for
-    which it is true are predicted for.
+    which it is true, and which keep the rules of `eligibility`, are predicted for. Of a subject's
+    rows that are left, `take` every one, the first or the last.
     """
 
     table: str
@@ -195,7 +255,11 @@ class Cohort(_Model):
     join: Annotated[tuple[str, ...], Distinct] = ()
     where: Condition | None = None
     prediction_time: Moment | None = None
+    hours_after: float = Field(0, ge=0, le=24 * CENTURY)
+    observation_start: Moment | None = None
     follow_up_end: Moment | None = None
+    eligibility: Eligibility = Eligibility()
+    take: Literal["every", "first", "last"] = "every"
     include_prediction_time: bool = True
 
 
@@ -219,15 +283,34 @@ class StaticFeature(Range):
     """A column of the cohort's tables, known at the prediction time.
 
     `column` is a column's name, or TABLE.COLUMN; of several columns, the mean of what is there.
-    `missing_codes` are cells that stand for a missing entry. `categories` are the cells that a
-    column may hold: each becomes a feature of its own, 1 or 0, or with `ordinal` they become one,
-    their place in the list from 0. Any other cell is then missing.
+    Or `since` is a column of times: the feature is how long before the prediction time it lies, in
+    the `unit` years (of 365.25 days) or days; of a later time it is missing. `missing_codes` are
+    cells that stand for a missing entry. `categories` are the cells that a column may hold: each
+    becomes a feature of its own, 1 or 0, or with `ordinal` they become one, their place in the
+    list from 0. Any other cell is then missing.
     """
 
-    column: Columns
+    column: Columns = ()
+    since: str | None = None
     missing_codes: Cells | None = None
     categories: Cells | None = None
     ordinal: bool = False
+
+    @model_validator(mode="after")
+    def _column_or_time(self) -> Self:
+        if (self.since is None) == (not self.column):
+            raise ValueError("give exactly one of: column, since")
+        if self.since is not None:
+            if self.unit not in ("years", "days"):
+                raise ValueError("since: needs `unit: years` or `unit: days`")
+            if self.missing_codes or self.categories:
+                raise ValueError("missing_codes and categories go with `column`: leave them out")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it is made of: its columns, or the one of times."""
+        return self.column or (str(self.since),)
 
     @model_validator(mode="after")
     def _categories_of_one_column(self) -> Self:
@@ -251,11 +334,48 @@ def category_name(cell: str | float) -> str:
     return cell if isinstance(cell, str) else f"{cell:g}"
 
 
+class Conversion(_Model):
+    """From another unit: value × `factor` + `offset`. A number alone is the factor."""
+
+    factor: float = Field(gt=0)
+    offset: float = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _factor_alone(cls, value: Any) -> Any:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return {"factor": value} if number else value
+
+
 class Measurement(Range):
-    """A timed quantity: the codes under which its values are recorded (default: its own name)."""
+    """A timed quantity: the codes under which its values are recorded (default: its own name).
+
+    `units` says how to convert to `unit` from each unit that the events may name; "" stands for
+    none named. A value in any other unit is made missing. Without `units` none is looked at.
+    """
 
     codes: Codes | None = None
+    units: dict[str, Conversion] = {}
     aggregates: Aggregates | None = None
+
+    @model_validator(mode="after")
+    def _own_unit(self) -> Self:
+        if self.units and not self.unit:
+            raise ValueError("units: convert to `unit`, which is not given")
+        own = self.units.get(self.unit)
+        if own is not None and own != Conversion(factor=1):
+            raise ValueError(f"units: the factor of {self.unit} itself, the unit, is 1")
+        if len({name.strip() for name in self.units}) < len(self.units):
+            raise ValueError("units: each may be named only once")
+        return self
+
+    @property
+    def conversions(self) -> dict[str, Conversion]:
+        """How to convert from each unit, its own among them; none where units are not looked at."""
+        if not self.units:
+            return {}
+        named = {name.strip(): conversion for name, conversion in self.units.items()}
+        return {self.unit.strip(): Conversion(factor=1)} | named
 
 
 class Features(_Model):
@@ -289,7 +409,7 @@ class Features(_Model):
         return f"features.columns.{table}.{self.columns[table].index(name)}"
 
     @property
-    def measured_codes(self) -> dict[str, tuple[str, ...]]:
+    def measured_codes(self) -> dict[str, tuple[Entry, ...]]:
         """The codes of each measurement."""
         return {name: m.codes or (name,) for name, m in self.measurements.items()}
 
@@ -303,9 +423,12 @@ class Features(_Model):
 class Label(_Model):
     """A disease by its codes in the events, or by conditions over the cohort's columns.
 
-    By `codes` with `within_days`: first recorded after the prediction time and at most that many
-    days later, among subjects without an earlier record, followed that long or diagnosed by then.
-    With `prevalent`: recorded by the prediction time.
+    By `codes` with `within_days`: first recorded in the window of that many days, which begins
+    `gap_days` after the prediction time, among subjects without an earlier record (with
+    `washout_days`, without one in so many days before the prediction time) and followed to the
+    window's end or diagnosed in it. With `until`, a column of times, the window ends there, and
+    everyone counts as followed so long. With `prior: ignored` it does not matter what was recorded
+    before the window. With `prevalent`: recorded by the prediction time.
 
     By conditions: 1 where `positive` is true, else 0 where `negative` is, else unknown.
 
@@ -314,6 +437,10 @@ class Label(_Model):
 
     codes: Codes | None = None
     within_days: Days | None = None
+    until: str | None = None
+    gap_days: float = Field(0, ge=0, le=CENTURY)
+    washout_days: Days | None = None
+    prior: Literal["excluded", "ignored"] = "excluded"
     prevalent: bool = False
     positive: Condition | None = None
     negative: Condition | None = None
@@ -325,23 +452,52 @@ class Label(_Model):
             raise ValueError("give both of: positive, negative (what is neither is unknown)")
         if (self.codes is None) == (self.positive is None):
             raise ValueError("give either codes, or positive and negative")
+        ends = [self.within_days is not None, self.until is not None, self.prevalent]
+        of_window = [name for name in ("gap_days", "washout_days", "prior") if self._given(name)]
         if self.positive is not None:
-            if self.within_days is not None or self.prevalent:
-                raise ValueError("within_days and prevalent go with codes: leave them out")
+            if any(ends) or of_window:
+                raise ValueError(
+                    "within_days, until, prevalent and what belongs to them go with codes: leave "
+                    "them out"
+                )
             return self
-        if (self.within_days is None) != self.prevalent:
-            raise ValueError("give exactly one of: within_days, prevalent: true")
+        if sum(ends) != 1:
+            raise ValueError("give exactly one of: within_days, until, prevalent: true")
+        if self.prevalent and of_window:
+            raise ValueError(f"{of_window[0]}: goes with within_days or until: leave it out")
+        if self.washout_days is not None and self.prior == "ignored":
+            raise ValueError("washout_days: with `prior: ignored` nothing before counts")
         return self
+
+    def _given(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
 
 class Splits(_Model):
-    """Subjects are dealt to splits by a keyed hash; `repeats` deals, each with its own key."""
+    """Subjects are dealt to splits by a keyed hash; `repeats` deals, each with its own key.
 
+    Or `table` gives each subject its split in `column`: train, tuning or held_out, as MEDS has it.
+    The table's column of the subject is named as the cohort's.
+    """
+
+    table: str | None = None
+    column: str = "split"
     train: float = Field(0.6, gt=0, lt=1)
     tuning: float = Field(0.2, gt=0, lt=1)
     held_out: float = Field(0.2, gt=0, lt=1)
     repeats: int = Field(1, ge=1)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _given_or_dealt(self) -> Self:
+        dealt = self.model_fields_set & {"train", "tuning", "held_out", "seed"}
+        if self.table is None and "column" in self.model_fields_set:
+            raise ValueError("column: is of a table that gives the splits: name it as `table`")
+        if self.table is not None and dealt:
+            raise ValueError(f"{min(dealt)}: the table gives the splits: leave it out")
+        if self.table is not None and self.repeats != 1:
+            raise ValueError("repeats: a table gives one division into splits: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -412,6 +568,8 @@ class Config(_Model):
             raise ValueError("cohort.join: names cohort.table, which is joined with itself already")
         self._names_free()
         self._events_where_needed()
+        self._concepts_where_needed()
+        self._units_where_needed()
         self._numbers_have_an_origin()
         self._follow_up_declared()
         self._no_label_among_features()
@@ -425,6 +583,8 @@ class Config(_Model):
             yield f"features.columns.{table}", table
         for i, source in enumerate(self.events):
             yield f"events.{i}.table", source.table
+        if self.splits.table is not None:
+            yield "splits.table", self.splits.table
 
     def _names_free(self) -> None:
         """Names become columns, and SQL tells no upper from lower case."""
@@ -451,16 +611,24 @@ class Config(_Model):
             if self.cohort.prediction_time is None:
                 raise ValueError("cohort.prediction_time: is required where there are events")
             return
-        codes = [f"labels.{name}.codes" for name, label in self.labels.items() if label.codes]
-        for key in (
-            *(["features.measurements"] if self.features.measurements else []),
-            *(["features.history"] if self.features.history else []),
-            *codes,
-        ):
+        for key in self.code_sets:
             raise ValueError(f"{key}: codes are looked up in `events`, and none are configured")
 
+    def _concepts_where_needed(self) -> None:
+        for key, codes in self.code_sets.items():
+            if CONCEPTS not in self.tables and any(isinstance(c, Descendants) for c in codes):
+                raise ValueError(f"{key}: descendants_of needs OMOP's {CONCEPTS} among `tables`")
+
+    def _units_where_needed(self) -> None:
+        for name, measurement in self.features.measurements.items():
+            if measurement.units and not any(events.unit for events in self.events):
+                raise ValueError(
+                    f"features.measurements.{name}.units: no table of events names its column of "
+                    "units: give `unit` in `events`"
+                )
+
     def _numbers_have_an_origin(self) -> None:
-        for key in ("prediction_time", "follow_up_end"):
+        for key in ("prediction_time", "observation_start", "follow_up_end"):
             if isinstance(getattr(self.cohort, key), float) and self.clock.unit == "timestamp":
                 raise ValueError(
                     f"cohort.{key}: a number needs a clock that counts from an origin, such as "
@@ -474,24 +642,46 @@ class Config(_Model):
                     f"labels.{name}.within_days: needs cohort.follow_up_end, or nobody is known "
                     "to have stayed free of the disease"
                 )
+        cohort = self.cohort
+        if cohort.eligibility.follow_up_days and cohort.follow_up_end is None:
+            raise ValueError("cohort.eligibility.follow_up_days: needs cohort.follow_up_end")
+        if cohort.eligibility.observed_days and cohort.observation_start is None:
+            raise ValueError("cohort.eligibility.observed_days: needs cohort.observation_start")
 
     def _no_label_among_features(self) -> None:
-        """What a prevalent disease is read from must not also be a feature."""
-        used = {
-            f"features.{section}.{name}": codes
-            for section, named in (
-                ("history", self.features.history),
-                ("measurements", self.features.measured_codes),
-            )
-            for name, codes in named.items()
-        }
+        """What a prevalent disease is read from must not also be a feature.
+
+        Where only the data tell what a set holds, `stage_code_sets` asks again.
+        """
         for name, label in self.labels.items():
-            for key, codes in used.items():
-                if label.prevalent and set(codes) & set(label.codes or ()):
-                    raise ValueError(
-                        f"{key}: holds a code of labels.{name}, which is recorded by the "
-                        "prediction time: the feature would give the label away"
-                    )
+            for key, codes in self.code_sets.items():
+                of_feature = key.startswith("features.")
+                if of_feature and label.prevalent and share_a_code(codes, label.codes or ()):
+                    raise ValueError(gives_away(key, name))
+
+    @property
+    def code_sets(self) -> dict[str, tuple[Entry, ...]]:
+        """Every set of codes, by its key."""
+        features, without = self.features, self.cohort.eligibility.without
+        return {
+            **{f"features.measurements.{k}": codes for k, codes in features.measured_codes.items()},
+            **{f"features.history.{name}": codes for name, codes in features.history.items()},
+            **{f"labels.{name}": label.codes for name, label in self.labels.items() if label.codes},
+            **{f"cohort.eligibility.without.{name}": one.codes for name, one in without.items()},
+        }
+
+    @property
+    def times(self) -> dict[str, str]:
+        """Every column of times beside the prediction time that the cohort's tables hold."""
+        cohort = self.cohort
+        written = {
+            "cohort.observation_start": cohort.observation_start,
+            "cohort.follow_up_end": cohort.follow_up_end,
+            "cohort.eligibility.age.born": cohort.eligibility.age and cohort.eligibility.age.born,
+            **{f"features.static.{k}.since": one.since for k, one in self.features.static.items()},
+            **{f"labels.{name}.until": label.until for name, label in self.labels.items()},
+        }
+        return {key: column for key, column in written.items() if isinstance(column, str)}
 
     @property
     def conditions(self) -> dict[str, str]:
@@ -525,6 +715,14 @@ class Config(_Model):
     def training_hash(self) -> str:
         """Short hash of the comparison's settings, for run tags and finished work on disk."""
         return digest(self.train.model_dump(mode="json"))
+
+
+def gives_away(key: str, label: str) -> str:
+    """What is wrong with a feature that holds a code of a prevalent label."""
+    return (
+        f"{key}: holds a code of labels.{label}, which is recorded by the prediction time: the "
+        "feature would give the label away"
+    )
 
 
 def digest(content: Any, length: int = 16) -> str:
@@ -562,7 +760,7 @@ def load_config(path: str | Path) -> Config:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must hold keys and values, starting with `dataset: NAME`")
     try:
-        config = Config.model_validate(content)
+        config = Config.model_validate(content, context={"folder": path.parent})
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(path, root, error))) from None
     if os.environ.get(DATA_ROOT):
@@ -663,7 +861,11 @@ def _line(node: yaml.Node, loc: list[Any]) -> int:
             if not found:
                 break
             line, node = found[0][0].start_mark.line, found[0][1]
-        elif isinstance(node, yaml.SequenceNode) and int(part) < len(node.value):
+        elif (
+            isinstance(node, yaml.SequenceNode)
+            and str(part).isdigit()
+            and int(part) < len(node.value)
+        ):
             node = node.value[int(part)]
             line = node.start_mark.line
         else:

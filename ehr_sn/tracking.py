@@ -21,6 +21,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.tracking import MlflowClient
@@ -204,6 +205,7 @@ def tracked(config: Config, store: Store, force: bool = False) -> Iterator[Track
             json.dumps(store.manifest, indent=2, ensure_ascii=False),
             "manifest.json",
         )
+        _log_attrition(client, run.info.run_id, store)
         existing = run
     tracker = Tracker(client, experiment_id, existing.info.run_id, run_hash)
     if not tracker.is_finished():
@@ -381,6 +383,13 @@ def _log(
     client.log_batch(run_id, params=[Param(k, str(v)) for k, v in (params or {}).items()])
     for start in range(0, len(values), BATCH):
         client.log_batch(run_id, values[start : start + BATCH])
+
+
+def _log_attrition(client: MlflowClient, run_id: str, store: Store) -> None:
+    """Tables of whom each rule left, and of each disease's rows, to look at in the UI."""
+    labels = [{"disease": name} | counts for name, counts in store.manifest["labels"].items()]
+    for rows, name in ((store.manifest["cohort"], "cohort.json"), (labels, "labels.json")):
+        client.log_table(run_id, pd.DataFrame(rows), name)
 
 
 def _read_cells(

@@ -1,5 +1,6 @@
 """A configuration that is wrong says so in one line: file, line, key and what would be valid."""
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, v
         ("labels.diabetes.within_days", -1, "greater than 0, not -1"),
         ("labels.diabetes.within_days", float("nan"), "finite"),
         ("labels.diabetes.within_days", 1e9, "less than or equal to 36525"),
-        ("labels.diabetes.prevalent", True, "exactly one of: within_days, prevalent: true"),
+        ("labels.diabetes.prevalent", True, "exactly one of: within_days, until, prevalent: true"),
         ("labels.diabetes.codes", [], "name at least one"),
         ("labels.diabetes.codes", ["E11", "E11"], "only once"),
         ("labels", {}, "name at least one"),
@@ -101,6 +102,48 @@ def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, v
         ("features.measurements.sbp.plausible", [0, float("inf")], "finite"),
         ("features.static.age.plausible", [1], "plausible"),
         ("features", {}, "at least one of: static, columns, measurements, history"),
+        ("labels.diabetes.gap_days", -1, "greater than or equal to 0"),
+        ("labels.diabetes.until", "end", "exactly one of: within_days, until, prevalent"),
+        ("labels.diabetes.prior", "ignore", "did you mean 'ignored'?"),
+        (
+            "labels.diabetes",
+            {"codes": ["E11"], "within_days": 9, "washout_days": 9, "prior": "ignored"},
+            "nothing before counts",
+        ),
+        (
+            "labels.diabetes",
+            {"codes": ["E11"], "prevalent": True, "gap_days": 1},
+            "gap_days: goes with within_days or until",
+        ),
+        (
+            "labels.diabetes",
+            {"positive": "age > 1", "negative": "age < 1", "washout_days": 1},
+            "go with codes: leave them out",
+        ),
+        ("cohort.take", "all", "every, first, last"),
+        ("cohort.hours_after", -1, "greater than or equal to 0"),
+        ("cohort.eligibility.age", {"born": "b"}, "give at_least, below, or both"),
+        ("cohort.eligibility.age", {"born": "b", "at_least": 9, "below": 9}, "must lie below"),
+        ("cohort.eligibility.agee", {}, "did you mean 'age'?"),
+        ("cohort.eligibility.age", {"borne": "b"}, "did you mean 'born'?"),
+        ("cohort.eligibility.observed_days", 3, "needs cohort.observation_start"),
+        ("cohort.eligibility.without", {"cancer": []}, "name at least one"),
+        ("cohort.eligibility.without", {"cancer": [1.5]}, "put the code in quotes"),
+        ("cohort.eligibility.without", {"cancer": {"codes": ["C*"], "wash": 1}}, "washout_days"),
+        ("features.static.age", {"since": "b"}, "needs `unit: years` or `unit: days`"),
+        ("features.static.age", {"since": "b", "column": "c"}, "exactly one of: column, since"),
+        ("features.static.age", {"unit": "years"}, "exactly one of: column, since"),
+        ("features.measurements.sbp.units", {"kPa": 7.5}, "no table of events names its column"),
+        ("features.measurements.sbp.units", {"mmHg": 2}, "the factor of mmHg itself"),
+        ("features.measurements.sbp.units", {"kPa": 0}, "greater than 0"),
+        ("features.measurements.sbp.units", {"kPa": {"facto": 2}}, "did you mean 'factor'?"),
+        ("features.measurements.hdl.units", {"kPa": 7.5}, "convert to `unit`, which is not given"),
+        ("events.0.where", "x = 1", "write == for 'equals'"),
+        ("events.1.unit", "x", "name their column, numeric_value"),
+        ("splits", {"table": "patients", "repeats": 2}, "gives one division"),
+        ("splits", {"table": "patients", "train": 0.6}, "train: the table gives the splits"),
+        ("splits", {"column": "part"}, "name it as `table`"),
+        ("splits.table", "splitz", "no table 'splitz'"),
         ("splits.train", 0.9, "must be 1, not 1.3"),
         ("splits.held_out", 0, "greater than 0"),
         ("splits.repeats", 0, "greater than or equal to 1"),
@@ -139,17 +182,18 @@ def test_a_number_as_time_needs_a_clock_with_an_origin(refused, hospital):
     assert hospital.config(cohort__prediction_time=0).cohort.prediction_time == 0
 
 
-def test_a_date_as_prediction_time_is_refused_in_one_line(hospital):
-    hospital.config()
-    path = hospital.folder / "hospital.yaml"
-    path.write_text(
-        path.read_text().replace("prediction_time: index", "prediction_time: 2020-01-01")
-    )
-    with pytest.raises(
-        ConfigError, match=r"cohort\.prediction_time: give a column's name"
-    ) as error:
-        load_config(path)
-    assert len(str(error.value).splitlines()) == 1
+@pytest.mark.parametrize(
+    ("written_as", "meant"),
+    [
+        ("2020-01-01", datetime(2020, 1, 1)),
+        ("2020-01-01 12:30:00", datetime(2020, 1, 1, 12, 30)),
+        ("2020-01-01T12:30:00+02:00", datetime(2020, 1, 1, 10, 30)),
+        ("'2020-01-01'", "2020-01-01"),  # in quotes it is a column's name
+    ],
+)
+def test_a_prediction_time_may_be_a_date(hospital, written_as, meant):
+    change = ("prediction_time: index", f"prediction_time: {written_as}")
+    assert load_config(written(hospital, time=change)).cohort.prediction_time == meant
 
 
 @pytest.mark.parametrize("include", [True, False])

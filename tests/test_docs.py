@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ehr_sn.config import load_config
 from ehr_sn.missing import method_names
@@ -29,11 +30,25 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_example_configuration_is_valid(tmp_path: Path) -> None:
-    dataset, train = blocks(ROOT / "docs" / "data.md", "yaml")
+    dataset, *_, train = blocks(ROOT / "docs" / "data.md", "yaml")
     example = tmp_path / "clinic.yaml"
     example.write_text(dataset + train)
     config = load_config(example)
     assert config.train.methods["minmax"] == ("zero", "sparsity_normalization")
+
+
+def test_every_other_piece_of_configuration_may_take_its_place_in_the_example(
+    tmp_path: Path,
+) -> None:
+    dataset, *pieces, _ = blocks(ROOT / "docs" / "data.md", "yaml")
+    (tmp_path / "codes").mkdir()
+    (tmp_path / "codes" / "heart.txt").write_text("I51*\n")
+    example = yaml.safe_load(dataset)
+    example["tables"]["concept_ancestor"] = {"path": "concept_ancestor.csv"}
+    assert len(pieces) == 4
+    for piece in pieces:
+        (tmp_path / "clinic.yaml").write_text(yaml.safe_dump(example | yaml.safe_load(piece)))
+        load_config(tmp_path / "clinic.yaml")
 
 
 def test_every_method_is_described() -> None:

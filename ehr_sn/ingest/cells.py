@@ -6,6 +6,7 @@ quarantine names table, row number and reason, never the value.
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from types import MappingProxyType
 
 import duckdb
@@ -74,11 +75,15 @@ def set_aside(
 
 
 def as_time(
-    column: str | float | None, clock: Clock, types: Mapping[str, str] = MappingProxyType({})
+    column: str | float | datetime | None,
+    clock: Clock,
+    types: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """SQL for a column, or a constant on the clock, as a timestamp in UTC, NULL if it is none."""
+    """SQL for a column, a number on the clock or a date, as a timestamp in UTC; NULL if no time."""
     if column is None:
         return "NULL::TIMESTAMP"
+    if isinstance(column, datetime):
+        return f"TIMESTAMP {literal(column.isoformat(sep=' '))}"
     written = identifier(column) if isinstance(column, str) else repr(column)
     if clock.unit != "timestamp":
         since = f"TRY_CAST({written} AS DOUBLE) * {_SECONDS[clock.unit]}e6"
@@ -95,14 +100,17 @@ def as_time(
         THEN {time} END"""
 
 
-def is_given(column: str | float | None) -> str:
+def is_given(column: str | float | datetime | None) -> str:
     if column is None:
         return "FALSE"
     return f"{identifier(column)} IS NOT NULL" if isinstance(column, str) else "TRUE"
 
 
 def value_reason_of(value: str, column: str | None, implausible: str) -> str:
-    """SQL for why a value is unusable, or NULL. A value that is not given has no reason."""
+    """SQL for why a value is unusable, or NULL. A value that is not given has no reason.
+
+    `implausible` holds further branches, tried in their order.
+    """
     text = literal(f"{column}: not a number")
     endless = literal(f"{column}: not finite, or beyond {LARGEST:g}")
     return f"""CASE
@@ -138,6 +146,10 @@ def nothing_usable(db: duckdb.DuckDBPyConnection, where: str, table: str) -> str
         f"""SELECT reason, count(*) AS n FROM quarantine
         WHERE table_name = {literal(table)} AND action = {literal(SET_ASIDE)}
         GROUP BY 1 ORDER BY n DESC, 1"""
+    ).fetchall()
+    reasons += db.execute(
+        f"""SELECT message, rows FROM notices
+        WHERE check_name = 'left out' AND place = {literal(table)}"""
     ).fetchall()
     told = "; ".join(f"{n:,} rows: {reason}" for reason, n in reasons)
     return f"{where}: no row of table {table} is usable ({told})"

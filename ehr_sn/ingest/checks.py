@@ -8,6 +8,7 @@ import numpy as np
 
 from ehr_sn.config import Config
 from ehr_sn.errors import did_you_mean
+from ehr_sn.ingest.codes import CodeFile, Entry, written
 from ehr_sn.ingest.features import Feature
 from ehr_sn.ingest.tables import identifier, literals
 
@@ -73,7 +74,7 @@ def find_all(
         *_repeated_columns(db, features),
         *_quarantined(db, table_rows),
         *_absent_codes(db, config),
-        *_unused_codes(db, config),
+        *_unused_codes(db),
         *_useless_features(features, statistics),
         *_noticed(db),
     ]
@@ -203,45 +204,47 @@ def _quarantined(db: duckdb.DuckDBPyConnection, table_rows: dict[str, int]) -> l
     ]
 
 
-def _configured_codes(config: Config) -> dict[str, str]:
-    """Each code that the configuration names, and the key that names it first."""
-    named: dict[str, str] = {}
-    for name, codes in config.features.measured_codes.items():
-        named |= dict.fromkeys(codes, f"features.measurements.{name}")
-    for name, codes in config.features.history.items():
-        named |= dict.fromkeys(codes, f"features.history.{name}")
-    for name, label in config.labels.items():
-        named |= dict.fromkeys(label.codes or (), f"labels.{name}")
-    return named
-
-
 def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
-    present = {code for (code,) in db.execute("SELECT DISTINCT code FROM events").fetchall()}
-    absent = {c: key for c, key in _configured_codes(config).items() if c not in present}
-    if not absent:
-        return []
+    """Entries of sets of codes that no event has; each is told where it is named first."""
+    used = set(
+        db.execute(
+            """SELECT DISTINCT key, entry, written FROM code_sets
+            WHERE code IN (SELECT DISTINCT code FROM events)"""
+        ).fetchall()
+    )
+    often: list[str] | None = None
+    findings: dict[Entry, Finding] = {}
+    for key, entries in config.code_sets.items():
+        for i, one in enumerate(entries):
+            lines = one.entries if isinstance(one, CodeFile) else (written(one),)
+            absent = sum((key, i, line) not in used for line in lines)
+            if not absent or one in findings:
+                continue
+            if isinstance(one, CodeFile):
+                said = f"{absent:,} of the {len(lines):,} entries of {one.file} occur in no event"
+            elif not isinstance(one, str) or one.endswith("*"):
+                said = f"no code in the events is of {written(one)}"
+            else:
+                often = _shown_codes(db) if often is None else often
+                said = f"code {one!r} occurs in no event; {did_you_mean(one, often)}"
+            findings[one] = Finding("absent code", key, 0, 0, said)
+    return list(findings.values())
+
+
+def _shown_codes(db: duckdb.DuckDBPyConnection) -> list[str]:
     often = db.execute(
         f"""SELECT code FROM events GROUP BY code
         HAVING count(DISTINCT subject_id) >= {SHOWN_FROM_SUBJECTS}"""
     ).fetchall()
-    hints = {code: did_you_mean(code, (near for (near,) in often)) for code in absent}
-    return [
-        Finding("absent code", key, 0, 0, f"code {code!r} occurs in no event; {hints[code]}")
-        for code, key in absent.items()
-    ]
+    return [code for (code,) in often]
 
 
-def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
-    present = {code for (code,) in db.execute("SELECT DISTINCT code FROM events").fetchall()}
-    configured = tuple(_configured_codes(config))
-    if present <= set(configured):
-        return []
-    unused_only = f"WHERE code NOT IN ({literals(configured)})" if configured else ""
+def _unused_codes(db: duckdb.DuckDBPyConnection) -> list[Finding]:
     unused = db.execute(
         f"""SELECT source, count(*), sum(events)::BIGINT,
             min(code) FILTER (subjects >= {SHOWN_FROM_SUBJECTS})
         FROM (SELECT source, code, count(*) AS events, count(DISTINCT subject_id) AS subjects
-            FROM events {unused_only}
+            FROM events WHERE code NOT IN (SELECT DISTINCT code FROM code_sets)
             GROUP BY ALL)
         GROUP BY source ORDER BY source"""
     ).fetchall()

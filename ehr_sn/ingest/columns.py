@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from ehr_sn.config import Config
+from ehr_sn.config import CONCEPTS, Config
 from ehr_sn.errors import DataError, did_you_mean
+from ehr_sn.ingest.codes import Descendants
 from ehr_sn.ingest.expressions import Expression
 
 
@@ -74,6 +75,11 @@ class Columns:
         hint = did_you_mean(name, qualified if "." in name else every)
         raise DataError(f"{where}: none of the cohort's tables has a column {name!r}; {hint}")
 
+    def find_time(self, key: str, name: str) -> Column:
+        """The column of times that `name` means: the cohort table's own before any other."""
+        own = Column(self.config.cohort.table, name)
+        return self.require(key, own) if name in self.headers[own.table] else self.find(key, name)
+
     def require(self, key: str, column: Column) -> Column:
         """The column itself, if its table has it once."""
         header = self.headers[column.table]
@@ -98,10 +104,18 @@ class Columns:
     @cached_property
     def of_features(self) -> dict[str, list[Column]]:
         """The columns that each feature is made of."""
-        return {
-            name: [self.find(_feature_key(self.config, name), column) for column in feature.column]
-            for name, feature in self.config.features.wide.items()
-        }
+        found = {}
+        for name, feature in self.config.features.wide.items():
+            key = _feature_key(self.config, name)
+            since = feature.since is not None
+            find = self.find_time if since else self.find
+            found[name] = [find(key, column) for column in feature.columns]
+        return found
+
+    @cached_property
+    def of_times(self) -> dict[str, Column]:
+        """For each key of a column of times, that column."""
+        return {key: self.find_time(key, name) for key, name in self.config.times.items()}
 
     @cached_property
     def of_conditions(self) -> dict[str, dict[str, Column]]:
@@ -121,8 +135,9 @@ class Columns:
         return compared
 
     def used(self, table: str) -> list[Column]:
-        """The columns of one of the cohort's tables that features and conditions use."""
+        """The columns of one of the cohort's tables that features, conditions and times use."""
         used = [column for columns in self.of_features.values() for column in columns]
+        used += self.of_times.values()
         used += [column for names in self.of_conditions.values() for column in names.values()]
         return list(dict.fromkeys(column for column in used if column.table == table))
 
@@ -138,7 +153,12 @@ class Columns:
         references, faults = [], []
         for key, table, name, vital in _named(self.config):
             try:
-                column = self.require(key, Column(table, name)) if table else self.find(key, name)
+                if key in self.config.times:
+                    column = self.find_time(key, name)
+                elif table is not None:
+                    column = self.require(key, Column(table, name))
+                else:
+                    column = self.find(key, name)
                 references.append(Reference(key, column, vital))
             except DataError as error:
                 faults.append(str(error))
@@ -176,26 +196,44 @@ class Columns:
 def _feature_key(config: Config, name: str) -> str:
     """The key that names a feature's columns."""
     key = config.features.key(name)
-    return f"{key}.column" if name in config.features.static else key
+    if name not in config.features.static:
+        return key
+    return f"{key}.{'column' if config.features.static[name].since is None else 'since'}"
 
 
 def _named(config: Config) -> Iterator[tuple[str, str | None, str, bool]]:
     """Key, table (None: any of the cohort's), name, and whether every file must have it."""
     cohort, features = config.cohort, config.features
-    for key in ("subject_id", "prediction_time", "follow_up_end"):
+    for key in ("subject_id", "prediction_time"):
         column = getattr(cohort, key)
         if isinstance(column, str):
             yield f"cohort.{key}", cohort.table, column, True
+    for key, column in config.times.items():
+        yield key, None, column, key.startswith("cohort.")
     for i, table in enumerate(cohort.join):
         yield f"cohort.join.{i}", table, cohort.subject_id, True
     for name, feature in features.wide.items():
-        for column in feature.column:
+        for column in feature.column:  # the one of times is told above
             yield _feature_key(config, name), None, column, False
     for key, text in config.conditions.items():
         for name in Expression.parse(text).columns:
             yield key, None, name, False
     for i, events in enumerate(config.events):
-        for key in ("subject_id", "time", "code", "numeric_value"):
+        for key in ("subject_id", "time", "code", "numeric_value", "unit"):
             column = getattr(events, key)
             if column is not None:
                 yield f"events.{i}.{key}", events.table, column, True
+        if events.where is not None:
+            for name in Expression.parse(events.where).columns:
+                yield f"events.{i}.where", events.table, of_table(events.table, name), False
+    if config.splits.table is not None:
+        yield "splits.table", config.splits.table, cohort.subject_id, True
+        yield "splits.column", config.splits.table, config.splits.column, True
+    if any(isinstance(c, Descendants) for codes in config.code_sets.values() for c in codes):
+        for side in ("ancestor", "descendant"):
+            yield f"tables.{CONCEPTS}", CONCEPTS, f"{side}_concept_id", True
+
+
+def of_table(table: str, name: str) -> str:
+    """A column of `table` by its plain name, where it is written COLUMN or TABLE.COLUMN."""
+    return name.removeprefix(f"{table}.")

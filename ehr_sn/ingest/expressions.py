@@ -2,6 +2,7 @@
 
 The language is small and safe: comparisons, `and`, `or`, `not`, `in`, `is missing`, numbers,
 strings, and columns as COLUMN or TABLE.COLUMN; `` `odd name` `` for a name that is no plain word.
+`IS NULL`, as SQL has it, means `is missing`.
 What is asked of a missing entry is neither true nor false but unknown, and so is what follows from
 it, unless the rest decides.
 """
@@ -68,17 +69,20 @@ class Expression:
 
 
 def _unquote(text: str) -> tuple[str, dict[str, str]]:
-    """Names in backquotes become plain ones; what is in quotes stays as it is."""
+    """Names in backquotes become plain ones, NULL missing; what is in quotes stays as it is."""
     quoted: dict[str, str] = {}
 
     def stand_in(match: re.Match[str]) -> str:
+        if match["null"] is not None:
+            return f"is {'not ' if match['negated'] else ''}{_MISSING}"
         if match[1] is None:
             return match[0]
         name = f"_quoted_{len(quoted)}"
         quoted[name] = match[1]
         return name
 
-    plain = re.sub(r"`([^`]+)`|'[^']*'|\"[^\"]*\"", stand_in, " ".join(text.split()))
+    null = r"\b(?P<null>(?i:is) (?P<negated>(?i:not) )?(?i:null))\b"
+    plain = re.sub(rf"`([^`]+)`|'[^']*'|\"[^\"]*\"|{null}", stand_in, " ".join(text.split()))
     return plain, quoted
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_sn.config import AGGREGATES, Config
+from ehr_sn.ingest.code_sets import MEASUREMENTS
+from ehr_sn.ingest.codes import as_configured
 from ehr_sn.ingest.tables import count, identifier, literal
 from ehr_sn.ingest.wide import feature_columns
 
@@ -24,11 +26,14 @@ _Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Feature:
-    """One column of the store: where it comes from, by which aggregate, in which unit."""
+    """One column of the store: where it comes from, by which aggregate, in which unit.
+
+    `codes` are the entries of its set as the configuration has them.
+    """
 
     name: str
     kind: str
-    codes: tuple[str, ...] = ()
+    codes: tuple[str | dict[str, Any], ...] = ()
     aggregate: str | None = None
     unit: str = ""
     plausible: tuple[float, float] | None = None
@@ -47,7 +52,7 @@ def list_features(config: Config) -> list[Feature]:
             "static",
             unit=static.unit,
             plausible=static.plausible,
-            columns=static.column,
+            columns=static.columns,
         )
         for name, static in features.wide.items()
         for column in feature_columns(name, static)
@@ -58,7 +63,7 @@ def list_features(config: Config) -> list[Feature]:
             Feature(
                 f"{name}.{aggregate}",
                 "measurement",
-                features.measured_codes[name],
+                tuple(map(as_configured, features.measured_codes[name])),
                 aggregate,
                 units.get(aggregate, measurement.unit),
                 measurement.plausible,
@@ -66,7 +71,8 @@ def list_features(config: Config) -> list[Feature]:
             for aggregate in measurement.aggregates or features.aggregates
         ]
     return listed + [
-        Feature(f"history.{name}", "history", codes) for name, codes in features.history.items()
+        Feature(f"history.{name}", "history", tuple(map(as_configured, codes)))
+        for name, codes in features.history.items()
     ]
 
 
@@ -125,8 +131,8 @@ class _Scatter:
 
 class _MeasurementScatter(_Scatter):
     def __init__(self, db: duckdb.DuckDBPyConnection, config: Config, names: dict[str, int]):
-        measured = config.features.measured_codes
-        codes = [(code, index) for index, name in enumerate(measured) for code in measured[name]]
+        measured = config.features.measurements
+        sets = [(f"{MEASUREMENTS}{name}", index) for index, name in enumerate(measured)]
         # Column of each (aggregate, measurement); -1 where the store has none.
         columns = {
             aggregate: np.array([names.get(f"{name}.{aggregate}", -1) for name in measured])
@@ -136,9 +142,9 @@ class _MeasurementScatter(_Scatter):
         # Sorted by what is selected, in narrow types: twice as fast as by what it is made from.
         query = f"""SELECT c.row::INTEGER AS row, k.index::INTEGER AS measurement,
                 epoch_us(e.time) - epoch_us(c.prediction_time) AS time, e.numeric_value AS value
-            {_known(config, codes)} AND e.numeric_value IS NOT NULL
+            {_known(config, sets)} AND e.numeric_value IS NOT NULL
             ORDER BY ALL"""
-        batches = _stream(db, query) if codes else iter(())
+        batches = _stream(db, query) if sets else iter(())
         super().__init__(
             _aggregate(part, with_slope="slope" in self._columns) for part in _whole_rows(batches)
         )
@@ -154,11 +160,11 @@ class _MeasurementScatter(_Scatter):
 class _HistoryScatter(_Scatter):
     def __init__(self, db: duckdb.DuckDBPyConnection, config: Config, names: dict[str, int]):
         history = config.features.history
-        codes = [(code, names[f"history.{name}"]) for name in history for code in history[name]]
-        self._columns = sorted({column for _, column in codes})
-        query = f"""SELECT DISTINCT c.row, k.index AS "column" {_known(config, codes)}
+        sets = [(f"features.history.{name}", names[f"history.{name}"]) for name in history]
+        self._columns = [column for _, column in sets]
+        query = f"""SELECT DISTINCT c.row, k.index AS "column" {_known(config, sets)}
             ORDER BY c.row"""
-        super().__init__(map(_columns, _stream(db, query)) if codes else iter(()))
+        super().__init__(map(_columns, _stream(db, query)) if sets else iter(()))
 
     def fill(self, block: np.ndarray, start: int) -> None:
         block[:, self._columns] = 0
@@ -225,15 +231,19 @@ def _aggregate(events: _Columns, with_slope: bool) -> _Columns:
     }
 
 
-def _known(config: Config, codes: list[tuple[str, int]]) -> str:
-    """SQL that joins cohort rows `c` to the events `e` in their window whose code `k` is wanted."""
+def _known(config: Config, sets: list[tuple[str, int]]) -> str:
+    """SQL that joins cohort rows `c` to the events `e` in their window whose code `k` is wanted.
+
+    `sets` are keys of sets of codes, each with the index that its events get.
+    """
     before = "<=" if config.cohort.include_prediction_time else "<"
     window = f"e.time {before} c.prediction_time"
     if config.features.lookback_days is not None:
         lookback = f"to_microseconds({int(config.features.lookback_days * DAY)})"
         window += f" AND e.time >= c.prediction_time - {lookback}"
-    wanted = ", ".join(f"({literal(code)}, {index})" for code, index in codes)
+    wanted = ", ".join(f"({literal(key)}, {index})" for key, index in sets)
     return f"""FROM cohort c
         JOIN events e ON c.subject_id = e.subject_id
-        JOIN (VALUES {wanted}) k(code, index) ON e.code = k.code
+        JOIN (SELECT DISTINCT code, index FROM code_sets JOIN (VALUES {wanted}) wanted(key, index)
+            USING (key)) k ON e.code = k.code
         WHERE {window}"""

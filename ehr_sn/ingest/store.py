@@ -39,8 +39,11 @@ from ehr_sn.ingest.tables import (
 )
 from ehr_sn.ingest.wide import stage_cohort
 
-FORMAT = 1  # raised whenever the same input would give another store
+FORMAT = 2  # raised whenever the same input would give another store
 
+CENSORING = (
+    "a label is unknown where follow-up ends before its window does and nothing was recorded in it"
+)
 KEYS = ("subject_id", "prediction_time")
 
 
@@ -98,8 +101,8 @@ def _build(
 ) -> dict[str, Any]:
     with connect(spill) as db, _no_values_in_errors(config):
         table_rows = load_tables(db, config)
-        eligibility = stage_cohort(db, config)
-        stage_events(db, config)
+        cohort = stage_cohort(db, config)
+        event_rows = stage_events(db, config)
         require_events(db, config)
         db.execute("DROP SCHEMA source CASCADE")
         attrition = stage_labels(db, config)
@@ -130,12 +133,14 @@ def _build(
             feature.as_dict() | {"observed_rate": round(float(rate), 6)}
             for feature, rate in zip(features, observed_rates, strict=True)
         ],
-        "cohort": eligibility,
+        "cohort": cohort,
         "labels": attrition,
+        "censoring": CENSORING,
         "tables": {
             name: source.as_dict() | {"rows": table_rows[name]} for name, source in sources.items()
         },
         "events": dict(events),
+        "event_rows": event_rows,
         "quarantined": [
             {"table": table, "action": action, "count": n} for table, action, n in quarantined
         ],

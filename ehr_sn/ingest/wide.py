@@ -4,7 +4,11 @@ DuckDB tables made here:
 
 - `cohort`: row (from 0, by subject and time), subject_id, prediction_time, follow_up_end, and one
   column a feature that a table's columns hold, named as the feature
-- `stated`: row, and one column a label that conditions state: 1, 0, or NULL where unknown
+- `stated`: row, and one column a label that the cohort's columns state: 1, 0, or NULL where
+  unknown; or, of a label with `until`, the time at which its window ends
+- `given_splits`: subject_id, split: as a table gives them
+- `lifetimes`: subject_id, born, followed_to (the last of its rows); NULL where not known
+- `code_sets`, by code_sets.py
 - `quarantine`: table_name, row_number, reason, action
 - `notices`: what is counted by column instead of by row
 """
@@ -32,7 +36,9 @@ from ehr_sn.ingest.cells import (
     types_of,
     value_reason_of,
 )
+from ehr_sn.ingest.code_sets import stage_code_sets
 from ehr_sn.ingest.columns import Column, Columns
+from ehr_sn.ingest.eligibility import Attrition, entry, stage_eligible
 from ehr_sn.ingest.expressions import Expression, number
 from ehr_sn.ingest.tables import (
     count,
@@ -44,12 +50,14 @@ from ehr_sn.ingest.tables import (
     source,
 )
 
+DAY = 86_400e6  # microseconds
+YEAR = 365.25 * DAY
 _ALIKE = "subject appears again{}, with other values"
 _REPEATS = "repeats an earlier row"
 
 
-def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int]:
-    """Make the tables above; returns how many rows of the cohort's table left at each rule.
+def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> Attrition:
+    """Make the tables above; returns how many rows of the cohort's table each rule left.
 
     Raises
     ------
@@ -58,14 +66,12 @@ def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int
     """
     create_quarantine(db)
     create_notices(db)
+    stage_code_sets(db, config)
     columns = Columns(config, headers(db, config))
     _judge_cohort(db, config, columns)
     for table in config.cohort.join:
         _judge_joined(db, config, columns, table)
     attrition = _join(db, config, columns)
-    no_end = f"""CASE WHEN end_given AND follow_up_end IS NULL
-        THEN 'end of follow-up {NO_TIME}' END"""
-    _set_value_aside(db, config.cohort.table, no_end)
     values: dict[str, str] = {}
     counted: list[_Counted] = []
     for name, feature in config.features.wide.items():
@@ -81,10 +87,12 @@ def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int
     stated = "".join(
         f", {_label(columns, name)} AS {identifier(name)}"
         for name, label in config.labels.items()
-        if label.positive is not None
+        if label.positive is not None or label.until is not None
     )
     db.execute(f"CREATE TABLE stated AS SELECT row {stated} FROM wide ORDER BY row")
+    _stage_lifetimes(db, config)
     db.execute("DROP TABLE wide")
+    _stage_given_splits(db, config)
     return attrition
 
 
@@ -98,7 +106,8 @@ def _judge_cohort(db: duckdb.DuckDBPyConnection, config: Config, columns: Column
         clock = clock.model_copy(update={"unit": "days"})
     types = types_of(db, cohort.table)
     subject = as_subject(cohort.subject_id, subject_type_of(db, config), types)
-    raw, content = _used(columns, cohort.table)
+    raw, content = _used(db, columns, cohort.table)
+    at = f"{as_time(time, clock, types)} + to_microseconds({int(cohort.hours_after * 3600e6)})"
     db.execute(
         f"""CREATE TABLE judged_cohort AS SELECT *, CASE
             WHEN subject_id IS NULL THEN 'no subject_id'
@@ -108,13 +117,11 @@ def _judge_cohort(db: duckdb.DuckDBPyConnection, config: Config, columns: Column
                 THEN '{_ALIKE.format(" at this prediction time")}'
             WHEN row_number() OVER (same ORDER BY {_row_of(cohort.table)}) > 1 THEN '{_REPEATS}'
             END AS reason
-        FROM (SELECT *, hash(follow_up_end {content}) AS content
+        FROM (SELECT *, hash(0 {content}) AS content
             FROM (SELECT _row AS {_row_of(cohort.table)},
                 {subject} AS subject_id,
-                {as_time(time, clock, types)} AS prediction_time,
-                {as_time(cohort.follow_up_end, config.clock, types)} AS follow_up_end,
-                {is_given(time)} AS time_given,
-                {is_given(cohort.follow_up_end)} AS end_given {raw}
+                CASE WHEN {at} < TIMESTAMP '10000-01-01' THEN {at} END AS prediction_time,
+                {is_given(time)} AS time_given {raw}
             FROM {source(cohort.table)}))
         WINDOW same AS (PARTITION BY subject_id, prediction_time)"""
     )
@@ -129,7 +136,7 @@ def _judge_joined(
     """Make the table `joined_TABLE`: its rows of the cohort's subjects, one a subject."""
     subject = config.cohort.subject_id
     key = as_subject(subject, subject_type_of(db, config), types_of(db, table))
-    raw, content = _used(columns, table)
+    raw, content = _used(db, columns, table)
     db.execute(
         f"""CREATE TABLE {_joined(table)} AS SELECT *, CASE
             WHEN NOT given THEN 'no subject_id'
@@ -138,11 +145,11 @@ def _judge_joined(
             WHEN row_number() OVER (same ORDER BY {_row_of(table)}) > 1 THEN '{_REPEATS}'
             END AS reason
         FROM (SELECT *, hash(0 {content}) AS content
-            FROM (SELECT _row AS {_row_of(table)}, known.subject_id AS joined_subject,
+            FROM (SELECT _row AS {_row_of(table)}, joined_subject,
                     {is_given(subject)} AS given {raw}
-                FROM {source(table)} LEFT JOIN (
-                    SELECT DISTINCT subject_id FROM judged_cohort WHERE reason IS NULL) known
-                ON known.subject_id = {key}))
+                FROM {source(table)} LEFT JOIN (SELECT DISTINCT subject_id AS joined_subject
+                    FROM judged_cohort WHERE reason IS NULL)
+                ON joined_subject = {key}))
         WINDOW same AS (PARTITION BY joined_subject)"""
     )
     _set_row_aside(db, _joined(table), table)
@@ -151,8 +158,8 @@ def _judge_joined(
         raise DataError(nothing_usable(db, config.where(f"cohort.join.{index}"), table))
 
 
-def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> dict[str, int]:
-    """Make the table `wide` of the eligible rows; returns how many were not."""
+def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> Attrition:
+    """Make the table `wide` of the rows that are predicted for; returns what each rule left."""
     cohort = config.cohort
     condition = "TRUE"
     if cohort.where is not None:
@@ -167,35 +174,71 @@ def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> di
         for table in cohort.join
         for name in (f"{table}._row", *map(str, columns.used(table)))
     )
+    constants = {
+        "observation_start": cohort.observation_start,
+        "follow_up_end": cohort.follow_up_end,
+    }
+    times = {name: as_time(time, config.clock) for name, time in constants.items()}
+    for key, column in columns.of_times.items():
+        name = key.removeprefix("cohort.")
+        times[name if name in constants else f"time of {key}"] = _time(db, config, column)
+    timed = "".join(f", {sql} AS {identifier(name)}" for name, sql in times.items())
     db.execute(
-        f"""CREATE TABLE joined AS SELECT *, ({condition})::BOOLEAN AS eligible
+        f"""CREATE TABLE joined AS SELECT * {timed}, ({condition})::BOOLEAN AS "fulfils where"
         FROM (SELECT base.* {held} FROM judged_cohort base {joins}
             WHERE base.reason IS NULL)"""
     )
-    rows, eligible, unknown = db.execute(
-        "SELECT count(*), count(*) FILTER (eligible), count(*) - count(eligible) FROM joined"
+    for column in dict.fromkeys(columns.of_times.values()):
+        end = column == columns.of_times.get("cohort.follow_up_end")
+        said = literal(f"{'end of follow-up' if end else column.name} {NO_TIME}")
+        none = f"""CASE WHEN "fulfils where" AND {identifier(str(column))} IS NOT NULL
+            AND {_time(db, config, column)} IS NULL THEN {said} END"""
+        _set_value_aside(db, column.table, none, "joined")
+    read, subjects, usable, of_subjects = db.execute(
+        """SELECT count(*), count(DISTINCT subject_id), count(*) FILTER (reason IS NULL),
+            count(DISTINCT subject_id) FILTER (reason IS NULL) FROM judged_cohort"""
     ).fetchall()[0]
-    if not eligible:
-        raise DataError(
-            f"{config.where('cohort.where')}: true for none of the {rows:,} rows (unknown for "
-            f"{unknown:,}): nobody is left to predict for"
-        )
-    db.execute(
-        """CREATE TABLE wide AS SELECT
-            row_number() OVER (ORDER BY subject_id, prediction_time) - 1 AS row, *
-        FROM joined WHERE eligible ORDER BY row"""
-    )
+    left = [entry("read", read, subjects), entry("usable", usable, of_subjects, read - usable)]
+    left = stage_eligible(db, config, _row_of(cohort.table), left)
     for table in ("judged_cohort", "joined", *map(_joined, cohort.join)):
         db.execute(f"DROP TABLE {table}")
-    if cohort.where is None:
-        return {"rows": rows}
-    not_eligible = rows - eligible - unknown
-    return {
-        "rows": rows,
-        "not_eligible": not_eligible,
-        "eligibility_unknown": unknown,
-        "eligible": eligible,
-    }
+    return left
+
+
+def _time(db: duckdb.DuckDBPyConnection, config: Config, column: Column) -> str:
+    """SQL for a column of the cohort's tables, under its name there, as a time."""
+    dtype = types_of(db, column.table)[column.name]
+    return as_time(str(column), config.clock, {str(column): dtype})
+
+
+def _stage_lifetimes(db: duckdb.DuckDBPyConnection, config: Config) -> None:
+    """Subjects are born when the age of eligibility counts from, or a feature in years."""
+    keys = ["cohort.eligibility.age.born"]
+    for name, feature in config.features.static.items():
+        if feature.unit == "years":
+            keys.append(f"features.static.{name}.since")
+    born = next((f"time of {key}" for key in keys if key in config.times), None)
+    db.execute(
+        f"""CREATE TABLE lifetimes AS SELECT subject_id,
+            {f"min({identifier(born)})" if born else "NULL::TIMESTAMP"} AS born,
+            max(follow_up_end) AS followed_to
+        FROM wide GROUP BY 1 HAVING born IS NOT NULL OR followed_to IS NOT NULL"""
+    )
+
+
+def _stage_given_splits(db: duckdb.DuckDBPyConnection, config: Config) -> None:
+    table = config.splits.table
+    if table is None:
+        return
+    subject = as_subject(config.cohort.subject_id, subject_type_of(db, config), types_of(db, table))
+    db.execute(
+        f"""CREATE TABLE given_splits AS
+        SELECT DISTINCT known_subject AS subject_id,
+            {identifier(config.splits.column)}::VARCHAR AS split
+        FROM {source(table)} JOIN (SELECT DISTINCT subject_id AS known_subject FROM cohort)
+            ON known_subject = {subject}
+        WHERE {identifier(config.splits.column)} IS NOT NULL"""
+    )
 
 
 def _feature(
@@ -207,6 +250,8 @@ def _feature(
 ) -> dict[str, str]:
     """SQL of each of the store's columns that a feature becomes; its bad values to quarantine."""
     where = config.where(config.features.key(name))
+    if feature.since is not None:
+        return {name: _since(db, name, feature, *columns)}
     if feature.categories is not None:
         (column,) = columns
         given = _given(feature, column)
@@ -228,6 +273,19 @@ def _feature(
     if len(values) == 1:
         return {name: values[0]}
     return {name: f"list_avg([{', '.join(values)}])"}  # of those that are there
+
+
+def _since(db: duckdb.DuckDBPyConnection, name: str, feature: StaticFeature, column: Column) -> str:
+    """SQL of how long before the prediction time a time lies; bad ones to quarantine."""
+    time = identifier(f"time of features.static.{name}.since")
+    length = {"days": DAY, "years": YEAR}[feature.unit]
+    since = f"((epoch_us(prediction_time) - epoch_us({time})) / {length!r})"
+    bad = f"""CASE
+        WHEN {time} > prediction_time
+            THEN {literal(f"{name}: {column.name} is after the prediction time")}
+        {implausible(since, feature, name)} END"""
+    _set_value_aside(db, column.table, bad)
+    return f"CASE WHEN ({bad}) IS NULL THEN {since} END"
 
 
 def _given(feature: StaticFeature, column: Column) -> str:
@@ -270,6 +328,8 @@ def _is_one_of(value: str, cells: tuple[str | float, ...]) -> str:
 
 
 def _label(columns: Columns, name: str) -> str:
+    if columns.config.labels[name].until is not None:
+        return identifier(f"time of labels.{name}.until")
     positive = _condition(columns, f"labels.{name}.positive")
     negative = _condition(columns, f"labels.{name}.negative")
     return f"(CASE WHEN {positive} THEN 1 WHEN {negative} THEN 0 END)::TINYINT"
@@ -281,15 +341,18 @@ def _condition(columns: Columns, key: str) -> str:
     return Expression.parse(text).sql(lambda name: identifier(str(found[name])))
 
 
-def _used(columns: Columns, table: str) -> tuple[str, str]:
+def _used(db: duckdb.DuckDBPyConnection, columns: Columns, table: str) -> tuple[str, str]:
     """SQL that selects the used columns of a table, and SQL of what makes two rows alike."""
     raw, content = "", ""
+    times = set(columns.of_times.values())
     for column in columns.used(table):
         name = identifier(str(column))
         raw += f", {identifier(column.name)} AS {name}"
         content += f", {number(name)}"
         if column in columns.compared:
             content += f", CASE WHEN {number(name)} IS NULL THEN {name}::VARCHAR END"
+        if column in times:
+            content += f", {_time(db, columns.config, column)}"
     return raw, content
 
 
@@ -335,9 +398,11 @@ def _set_row_aside(db: duckdb.DuckDBPyConnection, judged: str, table: str) -> No
     set_aside(db, rows, table, "reason", SET_ASIDE)
 
 
-def _set_value_aside(db: duckdb.DuckDBPyConnection, table: str, reason: str) -> None:
+def _set_value_aside(
+    db: duckdb.DuckDBPyConnection, table: str, reason: str, among: str = "wide"
+) -> None:
     # A joined row may serve several rows of the cohort: it is told once.
-    rows = f"(SELECT DISTINCT {_row_of(table)} AS _row, {reason} AS reason FROM wide)"
+    rows = f"(SELECT DISTINCT {_row_of(table)} AS _row, {reason} AS reason FROM {among})"
     set_aside(db, rows, table, "reason", MADE_MISSING)
 
 

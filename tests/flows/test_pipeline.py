@@ -61,7 +61,8 @@ def test_a_run_a_disease_architecture_and_method_stands_below_one_parent(clinic:
     assert parent.data.tags["ehr_sn.store"] == store.fingerprint
     assert parent.data.metrics["seconds_training"] > 0
     files = {file.path for file in client.list_artifacts(parent_id)}
-    assert files == {"manifest.json", "comparison.png", "comparison.json"}
+    tables = {"cohort.json", "labels.json"}
+    assert files == {"manifest.json", "comparison.png", "comparison.json"} | tables
 
 
 def test_every_run_has_the_same_parameters_and_metrics(clinic: Path) -> None:

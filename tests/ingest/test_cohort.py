@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from ehr_sn.errors import DataError
+from ehr_sn.ingest import cohort
 from ehr_sn.ingest.cohort import stage_splits
 
 # Prediction on day 100; the window of a year ends on day 465.
@@ -114,6 +115,97 @@ def test_each_prediction_time_of_a_subject_has_its_own_label(hospital, stage):
     assert sorted(rows) == [(1, 50, 1), (1, 51, RECORDED_BEFORE), (2, 50, 0)]
 
 
+# -- windows -------------------------------------------------------------------------------------
+
+# Prediction on day 100, a gap of 2 days, a window of 30: (102, 132].
+RECORDS = """
+id  day     icd
+1   102     E11
+2   102.01  E11
+3   132     E11
+4   132.01  E11
+5   60      E11
+5   110     E11
+6   90      E11
+6   101     E11
+6   110     E11
+7   101     E11
+7   110     E11
+8   100     E11
+"""
+WARD = """
+id  index  end   out
+1   100    1000  132
+2   100    1000  132
+3   100    1000  131
+4   100    1000  140
+5   100    1000  132
+6   100    1000  102
+7   100    1000  .
+8   100    1000  132
+9   100    131   132
+10  100    132   99
+"""
+
+
+@pytest.fixture
+def windowed(hospital, stage):
+    """Labels and attrition of the drawings above, by settings of the label."""
+    hospital.draw(patients=WARD, labs=LABS, diagnoses=RECORDS)
+
+    def label(**settings):
+        diabetes = {"codes": ["E11"], "gap_days": 2, "within_days": 30} | settings
+        diabetes = {key: value for key, value in diabetes.items() if value is not None}
+        static = {"index": {"column": "index"}}
+        found = stage(hospital.config(labels={"diabetes": diabetes}, features__static=static))
+        return list(found.labels().values()), found.attrition["diabetes"]
+
+    return label
+
+
+def test_what_is_recorded_in_the_gap_is_neither_ill_nor_well(windowed):
+    labels, attrition = windowed()
+    assert labels == [None, 1, 1, 0, None, None, None, None, None, 0]
+    assert attrition == {
+        "rows": 10,
+        "recorded_before": 3,
+        "recorded_in_gap": 2,
+        "followed_too_short": 1,
+        "eligible": 4,
+        "positive": 2,
+    }
+
+
+def test_only_records_in_the_washout_exclude(windowed):
+    labels, attrition = windowed(washout_days=10)
+    assert labels == [None, 1, 1, 0, 1, None, None, None, None, 0]
+    assert attrition["recorded_before"] == 2
+    assert windowed(washout_days=9.9)[1]["recorded_before"] == 1
+    assert windowed(washout_days=40)[1]["recorded_before"] == 3
+
+
+def test_of_a_recurrent_outcome_nothing_before_the_window_counts(windowed):
+    labels, attrition = windowed(prior="ignored")
+    assert labels == [0, 1, 1, 0, 1, 1, 1, 0, None, 0]
+    assert list(attrition) == ["rows", "followed_too_short", "eligible", "positive"]
+
+
+def test_a_window_may_end_at_a_time_of_the_row_and_is_then_followed_to_its_end(windowed):
+    labels, attrition = windowed(within_days=None, until="out")
+    assert labels == [None, 1, 0, 1, None, None, None, None, 0, None]
+    assert attrition == {
+        "rows": 10,
+        "recorded_before": 3,
+        "recorded_in_gap": 2,
+        "no_window": 1,
+        "eligible": 4,
+        "positive": 2,
+    }
+    labels, attrition = windowed(within_days=None, until="out", prior="ignored")
+    assert labels == [0, 1, 0, 1, 1, None, None, 0, 0, None]
+    assert attrition["no_window"] == 3  # ends in the gap, at no time, or before it
+
+
 # -- splits --------------------------------------------------------------------------------------
 
 
@@ -186,3 +278,52 @@ def test_too_few_of_a_class_in_a_split_is_refused_with_counts_and_line(hospital,
     assert {"train", "tuning", "held_out"} >= {
         line.split(" rows to ")[1].split(";")[0] for line in said
     }
+
+
+@pytest.fixture
+def given(hospital, stage):
+    """The splits that this table gives to the subjects drawn above."""
+
+    def deal_given(rows, **changes):
+        hospital.draw(
+            patients=PATIENTS,
+            labs=LABS,
+            diagnoses=DIAGNOSES,
+            subject_splits="id part\n" + "\n".join(rows),
+        )
+        tables = ("patients", "labs", "diagnoses", "subject_splits")
+        changes = {"splits": {"table": "subject_splits", "column": "part"}} | changes
+        config = hospital.config(tables={t: {"path": f"{t}.csv"} for t in tables}, **changes)
+        return deal(stage(config))
+
+    return deal_given
+
+
+SPLIT = [f"{i} {('train', 'tuning', 'held_out')[i % 3]}" for i in range(20)]
+
+
+def test_a_table_may_give_the_splits(given, monkeypatch):
+    monkeypatch.setattr(cohort, "MIN_PER_CLASS", 0)
+    found = given([*SPLIT, SPLIT[5]])  # said twice
+    assert {subject: splits["split"] for subject, splits in found.items()} == {
+        i: ("train", "tuning", "held_out")[i % 3] for i in range(1, 13)
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (SPLIT[:12], "1 have no split in table subject_splits"),
+        ([*SPLIT[:12], "12 ."], "1 have no split in table subject_splits"),
+        ([*SPLIT, "5 train", "6 tuning"], "2 have several splits there"),
+        (
+            [*SPLIT[:12], "12 test"],
+            "1 have a split there that is none of train, tuning, held_out",
+        ),
+    ],
+)
+def test_a_subject_without_exactly_one_split_is_refused_with_counts(given, rows, said):
+    with pytest.raises(DataError) as error:
+        given(rows)
+    assert f"splits.table: of the cohort's 12 subjects {said}: each needs" in str(error.value)
+    assert "hospital.yaml:" in str(error.value)

@@ -90,12 +90,9 @@ def test_who_left_at_the_condition_is_counted(survey):
     with connect() as db:
         config = survey.config()
         load_tables(db, config)
-        assert stage_cohort(db, config) == {
-            "rows": 5,
-            "not_eligible": 1,
-            "eligibility_unknown": 1,
-            "eligible": 3,
-        }
+        counts = ("rows", "subjects", "excluded", "unknown")
+        left = {step["rule"]: tuple(map(step.get, counts)) for step in stage_cohort(db, config)}
+        assert left == {"read": (5, 5, 0, 0), "usable": (5, 5, 0, 0), "where": (3, 3, 1, 1)}
 
 
 def test_without_a_condition_all_are_eligible(features):
@@ -470,7 +467,7 @@ def test_a_store_without_events_has_the_same_format(crowd):
     store = Store(ingest(config))
     assert store.values().shape == (320, 3)
     assert store.feature_names == ["age", "weight", "height"]
-    assert store.manifest["cohort"]["eligible"] == 320
+    assert store.manifest["cohort"][-1]["rows"] == 320
     assert store.manifest["events"] == {}
     assert store.manifest["features"][1]["columns"] == ["exam.weight"]
     assert [f["observed_rate"] for f in store.manifest["features"]] == [1, 0.5, 0.5]
@@ -506,7 +503,8 @@ def test_the_command_line_says_where_the_data_lie_and_who_is_eligible(crowd, mon
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    assert "Eligible: 320 of 400 rows of the cohort's table." in capsys.readouterr().out
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["where", "80", "0", "320", "320"] in said
 
 
 def test_a_joined_file_without_a_header_is_not_quoted(survey, stage):

@@ -1,0 +1,121 @@
+"""Joined rows of the cohort's tables → those predicted for; how many each rule left.
+
+Everything here looks at one subject's rows alone, so that the counts of parts of a cohort add up.
+"""
+
+from typing import Any
+
+import duckdb
+
+from ehr_sn.config import Config, Without
+from ehr_sn.errors import DataError
+from ehr_sn.ingest.events import recorded
+from ehr_sn.ingest.tables import identifier
+
+Attrition = list[dict[str, Any]]
+
+
+def stage_eligible(
+    db: duckdb.DuckDBPyConnection, config: Config, row_id: str, attrition: Attrition
+) -> Attrition:
+    """Make the table `wide`, numbered rows of the table `joined`; `row_id` is that one's key.
+
+    Returns `attrition` with one entry more a rule, in their order: the rule, how many rows and
+    subjects were left after it, and how many rows it excluded, as false or as unknown.
+
+    Raises
+    ------
+    DataError
+        Nobody is left.
+    """
+    rules = _rules(db, config, row_id)
+    verdicts = "".join(f", ({sql})::BOOLEAN AS {identifier(name)}" for name, sql in rules.items())
+    db.execute(f"CREATE TABLE ruled AS SELECT * {verdicts} FROM joined")
+    kept = "TRUE"
+    for name in rules:
+        verdict = identifier(name)
+        rows, subjects, excluded, unknown = db.execute(
+            f"""SELECT count(*) FILTER ({verdict}),
+                count(DISTINCT subject_id) FILTER ({verdict}), count(*) FILTER (NOT {verdict}),
+                count(*) FILTER ({verdict} IS NULL) FROM ruled WHERE {kept}"""
+        ).fetchall()[0]
+        attrition = [*attrition, entry(name, rows, subjects, excluded, unknown)]
+        kept += f" AND {verdict}"
+        if not rows:
+            raise DataError(
+                f"{config.where(f'cohort.{name}')}: true for none of the {excluded + unknown:,} "
+                f"rows (unknown for {unknown:,}): nobody is left to predict for"
+            )
+    taken = ""
+    if config.cohort.take != "every":
+        order = "DESC" if config.cohort.take == "last" else "ASC"
+        taken = f"""QUALIFY row_number() OVER (
+            PARTITION BY subject_id ORDER BY prediction_time {order}) = 1"""
+        before, subjects = attrition[-1]["rows"], attrition[-1]["subjects"]
+        attrition = [*attrition, entry("take", subjects, subjects, before - subjects)]
+    db.execute(
+        f"""CREATE TABLE wide AS SELECT
+            row_number() OVER (ORDER BY subject_id, prediction_time) - 1 AS row, *
+        FROM (SELECT * FROM ruled WHERE {kept} {taken}) ORDER BY row"""
+    )
+    db.execute("DROP TABLE ruled")
+    return attrition
+
+
+def entry(
+    rule: str, rows: int, subjects: int, excluded: int = 0, unknown: int = 0
+) -> dict[str, Any]:
+    """What was left after a rule, and what it took."""
+    return {
+        "rule": rule,
+        "rows": rows,
+        "subjects": subjects,
+        "excluded": excluded,
+        "unknown": unknown,
+    }
+
+
+def days(length: float) -> str:
+    """SQL for an interval of so many days."""
+    return f"to_microseconds({int(length * 86400e6)})"
+
+
+def _rules(db: duckdb.DuckDBPyConnection, config: Config, row_id: str) -> dict[str, str]:
+    """SQL of each rule by its key below `cohort`: NULL where it is not known."""
+    eligibility, rules = config.cohort.eligibility, {}
+    if config.cohort.where is not None:
+        rules["where"] = identifier("fulfils where")
+    if eligibility.age is not None:
+        born, bounds = identifier("time of cohort.eligibility.age.born"), []
+        if eligibility.age.at_least is not None:
+            bounds.append(f"{born} + to_years({eligibility.age.at_least}) <= prediction_time")
+        if eligibility.age.below is not None:
+            bounds.append(f"{born} + to_years({eligibility.age.below}) > prediction_time")
+        # Of who is born later no age is known.
+        rules["eligibility.age"] = (
+            f"CASE WHEN {born} <= prediction_time THEN {' AND '.join(bounds)} END"
+        )
+    if eligibility.observed_days is not None:
+        rules["eligibility.observed_days"] = (
+            f"observation_start + {days(eligibility.observed_days)} <= prediction_time"
+        )
+    if eligibility.follow_up_days is not None:
+        rules["eligibility.follow_up_days"] = (
+            f"follow_up_end >= prediction_time + {days(eligibility.follow_up_days)}"
+        )
+    for name, without in eligibility.without.items():
+        key = f"eligibility.without.{name}"
+        found = _with_record(db, config, f"cohort.{key}", without, row_id)
+        rules[key] = f"{row_id} NOT IN ({found})"
+    return rules
+
+
+def _with_record(
+    db: duckdb.DuckDBPyConnection, config: Config, key: str, without: Without, row_id: str
+) -> str:
+    """SQL that selects the rows which have a code of the set recorded."""
+    since = ""
+    if without.washout_days is not None:
+        since = f"AND r.time >= j.prediction_time - {days(without.washout_days)}"
+    return f"""SELECT j.{row_id} FROM joined j JOIN ({recorded(db, config, key)}) r
+        ON j.subject_id = r.subject_id AND r.time <= j.prediction_time {since}"""
