@@ -237,7 +237,7 @@ def _open_duckdb(
             f"{duckdb.__version__} does not read"
         ) from None
     try:
-        yield _DuckDB(db, alias)
+        yield _DuckDB(db, alias, where)
     finally:
         db.execute(f"DETACH {attached}")
 
@@ -245,8 +245,8 @@ def _open_duckdb(
 class _DuckDB:
     kind = "duckdb"
 
-    def __init__(self, db: duckdb.DuckDBPyConnection, alias: str):
-        self._db, self._alias = db, alias
+    def __init__(self, db: duckdb.DuckDBPyConnection, alias: str, where: str):
+        self._db, self._alias, self._where = db, alias, where
 
     def names(self) -> dict[str, tuple[str, str]]:
         found = self._db.execute(
@@ -261,10 +261,17 @@ class _DuckDB:
 
     def table(self, schema: str, name: str) -> _Table:
         relation = ".".join(map(identifier, (self._alias, schema, name)))
+        try:
+            found = typed_columns(self._db, relation)
+        except duckdb.Error:
+            raise DataError(
+                f"{self._where}: the view {schema}.{name} cannot be read from outside the file: "
+                "name the schema of each table in it"
+            ) from None
         columns = {
             # Parquet has no integers so large.
             column: (f"{sql}::VARCHAR", "VARCHAR") if "HUGE" in dtype else (sql, dtype)
-            for column, sql, dtype in typed_columns(self._db, relation)
+            for column, sql, dtype in found
         }
         return _Table(relation, f"{schema}.{name}", columns)
 
@@ -343,13 +350,15 @@ class _SQLite:
                     f"{self._where}: column {name!r} of table {table.name} holds binary data"
                 )
         selected = ", ".join(table.columns[name][0] for name in columns)
-        cursor = self._connection.execute(f"SELECT {selected} FROM {table.relation}")
-        while rows := cursor.fetchmany(BATCH_ROWS):
-            arrays = [
-                pa.array(map(_text, cells) if dtype == "VARCHAR" else cells, self._ARROW[dtype])
-                for cells, dtype in zip(zip(*rows, strict=True), types, strict=True)
-            ]
-            yield pa.RecordBatch.from_arrays(arrays, names=columns)
+        query = f"SELECT {selected} FROM {table.relation}"
+        # A cursor that stays open would keep its lock after the connection is closed.
+        with closing(self._connection.execute(query)) as cursor:
+            while rows := cursor.fetchmany(BATCH_ROWS):
+                arrays = [
+                    pa.array(map(_text, cells) if dtype == "VARCHAR" else cells, self._ARROW[dtype])
+                    for cells, dtype in zip(zip(*rows, strict=True), types, strict=True)
+                ]
+                yield pa.RecordBatch.from_arrays(arrays, names=columns)
 
 
 def _text(cell: str | float | None) -> str | None:
@@ -408,7 +417,10 @@ _LIBPQ = {
     "pg_hba.conf": "the server does not admit this user from here",
     'database "': "the server has no such database, or does not admit to it",
     'role "': "the server refuses the user or the password",
-    "invalid": "the URL is not written as PostgreSQL wants it",
+    "invalid port": "the URL is not written as PostgreSQL wants it",
+    "invalid integer": "the URL is not written as PostgreSQL wants it",
+    "invalid connection option": "the URL is not written as PostgreSQL wants it",
+    "invalid URI": "the URL is not written as PostgreSQL wants it",
     'missing "="': "the URL is not written as PostgreSQL wants it",
 }
 
