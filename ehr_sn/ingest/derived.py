@@ -16,13 +16,13 @@ _UNKNOWN_COLUMN = (
 
 
 def rehearse(
-    where: str, query: Query, read: dict[str, list[tuple[str, str]]]
+    where: str, query: Query, read: dict[str, list[tuple[str, str]]], every: list[str]
 ) -> tuple[str, list[tuple[str, str, str]]]:
     """What to select from for the query's rows, and name, SQL and type of each of its columns.
 
-    `read` holds, by table, name and type of each column that the query may read. It is run here on
-    empty tables, in a DuckDB of its own that has no access to files or the network: whatever it
-    finds there, it finds among the loaded tables.
+    `read` holds, by table, name and type of each column that the query may read; `every` the
+    names of all columns of these tables. The query is run here on empty tables, in a DuckDB of its
+    own that has no access to files or the network: what it finds there is among the loaded tables.
 
     Raises
     ------
@@ -48,15 +48,14 @@ def rehearse(
             columns = typed_columns(db, relation)
             db.execute(f"SELECT * FROM {relation}").fetchall()
         except duckdb.Error as error:
-            said = str(error).splitlines()[0].partition(": ")[2]
-            raise DataError(f"{where}: {said}{_hint(said, read)}") from None
+            said = str(error).splitlines()[0].partition(": ")[2].rstrip("!")
+            raise DataError(f"{where}: {said}{_hint(said, every)}") from None
     return relation, columns
 
 
-def _hint(said: str, read: dict[str, list[tuple[str, str]]]) -> str:
+def _hint(said: str, every: list[str]) -> str:
     """The nearest column, where one is unknown; never all: a file may lack its header."""
     for pattern in _UNKNOWN_COLUMN:
         if unknown := re.search(pattern, said):
-            names = [name for columns in read.values() for name, _ in columns]
-            return f"; {did_you_mean(unknown[1], names, list_all=False)}"
+            return f"; {did_you_mean(unknown[1], every, list_all=False)}"
     return ""

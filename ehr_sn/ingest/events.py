@@ -93,13 +93,14 @@ def _judge(
                 WHEN code IS NULL THEN 'no code'
             END AS reason,
             {value_reason} AS value_reason
-        FROM (SELECT _row, known.subject_id, {value} AS value,
+        FROM (SELECT _row, _subject AS subject_id, {value} AS value,
                 {is_given(events.subject_id)} AS subject_given,
                 {as_time(events.time, events.clock or config.clock, types)} AS time,
                 {is_given(events.time)} AS time_given,
                 {identifier(events.code)}::VARCHAR AS code
-            FROM {source(events.table)} LEFT JOIN (SELECT DISTINCT subject_id FROM cohort) known
-                ON known.subject_id = {as_subject(events.subject_id, subject_type, types)})"""
+            FROM {source(events.table)}
+                LEFT JOIN (SELECT DISTINCT subject_id AS _subject FROM cohort)
+                ON _subject = {as_subject(events.subject_id, subject_type, types)})"""
     )
     _judge_repeats(db)
 

@@ -320,7 +320,8 @@ def _open_tables(
             table: [(c, stacks[table].type(c)) for c in query.reads(stacks[table].header)]
             for table in config.reads(name)
         }
-        relation, columns = rehearse(where, query, read)
+        every = [column for table in read for column in stacks[table].header]
+        relation, columns = rehearse(where, query, read, every)
         stacks[name] = _Stack(where, [_of_one_part(where, relation, columns, _UNFIT)])
         queries += [
             Reference(f"tables.{name}.sql", Column(table, column))
@@ -519,7 +520,8 @@ def _said_without_values(where: str, otherwise: str = _DAMAGED) -> Iterator[None
         raise  # not the file's fault
     except duckdb.Error as error:
         message = str(error)
-        line = re.search(r"(?:on Line:|in line) (\d+)", message)
+        # In a list within the JSON, DuckDB counts the list's elements for lines.
+        line = re.search(r"(?:on Line:|Malformed JSON .* in line) (\d+)", message)
         # Of what is no JSON, DuckDB names the line after.
         number = int(line[1]) - ("Malformed JSON" in message) if line else None
         place = f"line {number}: " if line else ""

@@ -138,11 +138,11 @@ def _judge_joined(
             WHEN row_number() OVER (same ORDER BY {_row_of(table)}) > 1 THEN '{_REPEATS}'
             END AS reason
         FROM (SELECT *, hash(0 {content}) AS content
-            FROM (SELECT _row AS {_row_of(table)}, known.subject_id AS joined_subject,
+            FROM (SELECT _row AS {_row_of(table)}, _subject AS joined_subject,
                     {is_given(subject)} AS given {raw}
                 FROM {source(table)} LEFT JOIN (
-                    SELECT DISTINCT subject_id FROM judged_cohort WHERE reason IS NULL) known
-                ON known.subject_id = {key}))
+                    SELECT DISTINCT subject_id AS _subject FROM judged_cohort WHERE reason IS NULL)
+                ON _subject = {key}))
         WINDOW same AS (PARTITION BY joined_subject)"""
     )
     _set_row_aside(db, _joined(table), table)

@@ -1,16 +1,15 @@
-"""The same content gives the same store, whatever database it lies in, and nobody's secret is told."""
+"""The same content gives the same store, whatever database it lies in; no secret is told."""
 
 import json
 import sqlite3
 import subprocess
 import sys
-import threading
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -146,7 +145,9 @@ def test_a_changed_row_gives_another_store_and_a_new_order_does_not(omop, tmp_pa
     first = ingest(config)
     with duckdb.connect(tmp_path / "omop.db") as db:
         db.execute("CREATE TABLE t AS FROM cdm.measurement ORDER BY random()")
-        db.execute("DROP TABLE cdm.measurement; CREATE TABLE cdm.measurement AS FROM t; DROP TABLE t")
+        db.execute(
+            "DROP TABLE cdm.measurement; CREATE TABLE cdm.measurement AS FROM t; DROP TABLE t"
+        )
         db.execute("ALTER TABLE cdm.measurement ADD COLUMN unused INTEGER DEFAULT 7")
     assert ingest(config) == first
     with duckdb.connect(tmp_path / "omop.db") as db:
@@ -527,7 +528,6 @@ def test_all_tables_are_of_one_moment(busy, postgres, monkeypatch):
         cursor.execute("CREATE SCHEMA busy")
         for name in ("patients", "labs", "diagnoses"):
             frame = pd.read_csv(busy.folder / f"{name}.csv")
-            import pyarrow as pa
 
             cursor.adbc_ingest(name, pa.table(frame), mode="create", db_schema_name="busy")
 
