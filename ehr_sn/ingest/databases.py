@@ -112,6 +112,8 @@ def _fetch(config: Config, folder: Path) -> dict[str, Fetched]:
             path = folder / f"{name}.parquet"
             try:
                 _write(db, table, columns, reader.rows(table, columns), path)
+            except duckdb.OutOfMemoryException:
+                raise  # not the database's fault
             except duckdb.Error as error:
                 raise DataError(
                     f"{config.where(f'tables.{name}')}: {table.name} cannot be read to its end "

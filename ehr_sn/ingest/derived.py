@@ -46,7 +46,6 @@ def rehearse(
             db.execute(f"CREATE TABLE {source(table)} (_row BIGINT{typed})")
         try:
             columns = typed_columns(db, relation)
-            db.execute(f"SELECT * FROM {relation}").fetchall()
         except duckdb.Error as error:
             said = str(error).splitlines()[0].partition(": ")[2].rstrip("!")
             raise DataError(f"{where}: {said}{_hint(said, every)}") from None

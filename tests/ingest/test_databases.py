@@ -341,8 +341,15 @@ def test_a_damaged_database_is_refused(hospital, loaded):
     assert "is it damaged?" in str(error.value)
     path.unlink()
     with duckdb.connect(path) as db:
-        db.execute("CREATE TABLE labs AS SELECT 1 AS id, 2 AS day, 'a' AS test, 3 AS x")
+        db.execute(
+            """CREATE TABLE labs AS SELECT 1 AS id, 2 AS day, 'a' AS test, hash(i) AS x
+            FROM range(200_000) t(i)"""
+        )
     content = path.read_bytes()
+    path.write_bytes(b"".join((content[:500_000], b"SECRET" * 10_000, content[560_000:])))
+    with pytest.raises(DataError, match=r"main\.labs cannot be read to its end") as error:
+        loaded({"path": "d.db"})
+    assert "SECRET" not in str(error.value)
     path.write_bytes(content[:5000])
     with pytest.raises(DataError, match="is damaged, encrypted, or of a version"):
         loaded({"path": "d.db"})
