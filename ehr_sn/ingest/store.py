@@ -26,6 +26,7 @@ from ehr_sn.config import Config, digest
 from ehr_sn.errors import DataError
 from ehr_sn.ingest.checks import FeatureStatistics, find_all
 from ehr_sn.ingest.cohort import stage_labels, stage_splits
+from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.events import require_events, stage_events
 from ehr_sn.ingest.features import feature_blocks, list_features
 from ehr_sn.ingest.tables import (
@@ -52,9 +53,11 @@ def check(config: Config) -> dict[str, Any]:
 
     Returns what the store's manifest would say.
     """
-    sources = describe_sources(config)
-    with tempfile.TemporaryDirectory(prefix="ehr-sn-") as spill:
-        return _build(config, sources, None, Path(spill))
+    with (
+        fetched(config, None) as config,
+        tempfile.TemporaryDirectory(prefix="ehr-sn-") as spill,
+    ):
+        return _build(config, describe_sources(config), None, Path(spill))
 
 
 def ingest(config: Config) -> Path:
@@ -65,6 +68,11 @@ def ingest(config: Config) -> Path:
     DataError
         The tables cannot be used as configured. Nothing is left behind.
     """
+    with fetched(config, config.data_dir / config.dataset) as config:
+        return _ingest(config)
+
+
+def _ingest(config: Config) -> Path:
     sources = describe_sources(config)
     folder = config.data_dir / config.dataset
     store = folder / fingerprint(config, sources)

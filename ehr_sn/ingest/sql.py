@@ -1,0 +1,56 @@
+"""Names, texts and columns of tables, as DuckDB's SQL writes them."""
+
+import re
+
+import duckdb
+
+
+def identifier(name: str) -> str:
+    """`name` as an SQL identifier.
+
+    >>> print(identifier("heart rate"))
+    "heart rate"
+    """
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """`text` as an SQL string.
+
+    >>> literal("Crohn's")
+    "'Crohn''s'"
+    """
+    return "'" + text.replace("'", "''") + "'"
+
+
+def literals(texts: tuple[str, ...]) -> str:
+    """Several SQL strings, separated by commas."""
+    return ", ".join(literal(text) for text in texts)
+
+
+def source(table: str) -> str:
+    """A loaded table as SQL names it."""
+    return f"source.{identifier(table)}"
+
+
+def typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[str, str, str]]:
+    """Columns of a source that has types: name, SQL, and its type: number, timestamp or text."""
+    columns = []
+    for name, dtype, *_ in db.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall():
+        column = identifier(name)
+        if dtype in ("FLOAT", "DOUBLE"):
+            sql, kind = f"nullif({column}, 'nan')", dtype
+        elif dtype == "BOOLEAN":
+            sql, kind = f"{column}::TINYINT", "TINYINT"
+        elif dtype == "DATE" or dtype.startswith("TIMESTAMP"):
+            sql, kind = f"TRY_CAST({column} AS TIMESTAMP)", "TIMESTAMP"
+        elif is_integer(dtype) or re.fullmatch(r"DECIMAL\(\d+,\d+\)", dtype):
+            sql, kind = column, dtype
+        else:
+            sql, kind = f"nullif(trim({column}::VARCHAR), '')", "VARCHAR"
+        columns.append((name, sql, kind))
+    return columns
+
+
+def is_integer(dtype: str) -> bool:
+    return re.fullmatch(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?", dtype) is not None
