@@ -304,7 +304,7 @@ class MissForestImputer(_ChainedImputer):
                 values.append(tree.value[:, 0, 0])
                 roots.append(n_nodes)
                 n_nodes += tree.node_count
-        self.roots_ = np.array(roots, dtype=np.int64).reshape(len(models), -1)
+        self.roots_ = np.array(roots, dtype=np.int64).reshape(len(models), self.trees)
         self.feature_ = np.concatenate([[], *features]).astype(np.int32)
         self.threshold_ = np.concatenate([[], *thresholds])
         self.left_ = np.concatenate([[], *lefts]).astype(np.int32)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from ehr_sn.missing.imputers import register
-from ehr_sn.missing.model_imputer import ModelImputer, Rows
+from ehr_sn.missing.model_imputer import ModelImputer, Rows, product
 
 __all__ = ["GainImputer"]
 
@@ -112,11 +112,10 @@ class GainImputer(ModelImputer):
                 ((untold * missed).sum() / untold.sum().clamp(min=1)).backward()
                 optimise_d.step()
                 guess = discriminator(torch.cat([completed, hint], 1))
-                at = untold * (1 - m)
-                fooled = (at * softplus(-guess)).sum() / at.sum().clamp(min=1)
-                wrong = (m * (x - made)).square().sum() / m.sum().clamp(min=1)
+                fooled = (untold * (1 - m) * softplus(-guess)).sum()
+                wrong = (m * (x - made)).square().sum()
                 optimise_g.zero_grad()
-                (fooled + self.alpha * wrong).backward()
+                ((fooled + self.alpha * wrong) / m.numel()).backward()
                 optimise_g.step()
         linear = [layer for layer in generator if isinstance(layer, nn.Linear)]
         return [
@@ -128,9 +127,9 @@ class GainImputer(ModelImputer):
         missing = np.isnan(Z)
         seen = np.where(missing, self.noise_, np.clip(self._unit(Z), 0, 1)).astype(np.float32)
         h = np.hstack([seen, (~missing).astype(np.float32)])
-        h = np.maximum(h @ self.weight_1_ + self.bias_1_, 0)
-        h = np.maximum(h @ self.weight_2_ + self.bias_2_, 0)
-        made = expit((h @ self.weight_3_ + self.bias_3_).astype(np.float64))
+        h = np.maximum(product(h, self.weight_1_) + self.bias_1_, 0)
+        h = np.maximum(product(h, self.weight_2_) + self.bias_2_, 0)
+        made = expit((product(h, self.weight_3_) + self.bias_3_).astype(np.float64))
         return np.where(missing, self.low_ + (self.high_ - self.low_) * made, Z)
 
     def _unit(self, Z: Rows) -> Rows:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehr_sn.missing.imputers import register
-from ehr_sn.missing.model_imputer import ModelImputer, Rows
+from ehr_sn.missing.model_imputer import ModelImputer, Rows, product
 
 __all__ = ["SoftImputer", "soft_impute"]
 
@@ -99,7 +99,7 @@ class SoftImputer(ModelImputer):
         rng = np.random.default_rng(self.seed)
         hidden = ~np.isnan(Z) & (rng.random(Z.shape) < 0.1)
         kept = np.where(hidden, np.nan, Z)
-        largest = float(np.linalg.norm(np.nan_to_num(kept), 2)) if Z.size else 0.0
+        largest = float(np.linalg.norm(np.nan_to_num(Z), 2)) if Z.size else 0.0
         low, errors = None, []
         for share in PATH:
             low, _ = soft_impute(kept, share * largest, start=low, max_rank=self.max_rank)
@@ -113,8 +113,8 @@ class SoftImputer(ModelImputer):
         if rank == 0:
             return np.where(observed, Z, 0.0)
         products = (B[:, :, None] * B[:, None, :]).reshape(len(B), -1)
-        gram = (observed.astype(float) @ products).reshape(-1, rank, rank)
-        target = np.where(observed, Z, 0.0) @ B
+        gram = product(observed.astype(float), products).reshape(-1, rank, rank)
+        target = product(np.where(observed, Z, 0.0), B)
         ridge: NDArray[np.float64] = gram + self.penalty_ * np.eye(rank)
         scores = np.linalg.solve(ridge, target[:, :, None])[:, :, 0]
-        return np.where(observed, Z, scores @ B.T)
+        return np.where(observed, Z, product(scores, B.T))

@@ -9,22 +9,32 @@ from numpy.typing import NDArray
 
 from ehr_sn.missing.imputers import MissingMethod
 
-__all__ = ["BLOCK", "ModelImputer"]
+__all__ = ["ModelImputer", "product"]
 
 BLOCK = 256
-"""Rows that are completed at once, always so many: a matrix product of another shape may round
-differently, and a row alone must give what it gives in a batch."""
+"""Rows that are completed at once, which bounds the memory taken."""
 
 Rows = NDArray[np.float64]
+
+
+def product(a: NDArray[np.floating], W: NDArray[np.floating]) -> NDArray[np.floating]:
+    """``a @ W``, summed column by column of `a`, so that a row's bits do not depend on its batch.
+
+    A library's matrix product may round a row differently at another place or in another shape.
+    """
+    out = np.zeros((len(a), W.shape[1]), dtype=np.result_type(a, W))
+    for column, weights in zip(a.T, W, strict=True):
+        out += column[:, None] * weights
+    return out
 
 
 class ModelImputer(MissingMethod):
     """A model of z-scored rows, learned from a bounded sample of the training rows.
 
-    A subclass writes `_learn(Z)`, for z-scored rows with NaN, and `_predict(Z)`, which returns
-    `BLOCK` such rows completed. What is predicted is clipped to the range of the column's observed
-    training entries. A column without observed entries in the sample takes no part, and is filled
-    with its training mean (0 where it was never observed).
+    A subclass writes `_learn(Z)`, for z-scored rows with NaN, and `_predict(Z)`, which completes
+    some of them, each by itself. What is predicted is clipped to the range of the column's
+    observed training entries. A column without observed entries in the sample takes no part, and
+    is filled with its training mean (0 where it was never observed).
 
     Parameters
     ----------
@@ -72,9 +82,8 @@ class ModelImputer(MissingMethod):
         for start in range(0, len(gaps), BLOCK):
             rows = gaps[start : start + BLOCK]
             x = X[np.ix_(rows, self.columns_)].astype(np.float64)
-            block = np.zeros((BLOCK, x.shape[1]))
-            block[: len(rows)] = (x - self.centre_) / self.scale_
-            z = np.clip(self._predict(block)[: len(rows)], self.low_, self.high_)
+            predicted = self._predict((x - self.centre_) / self.scale_)
+            z = np.clip(predicted, self.low_, self.high_)
             completed = np.where(np.isnan(x), self.centre_ + self.scale_ * z, x)
             filled[np.ix_(rows, self.columns_)] = completed
         return filled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ehr_sn.missing.imputers import register
 from ehr_sn.missing.model_imputer import ModelImputer, Rows
@@ -60,11 +61,16 @@ class NearestNeighboursImputer(ModelImputer):
             completed[rows, j] = total / np.maximum(usable.sum(axis=1), 1)
         return completed
 
-    def _squared_distances(self, Z: Rows, missing: np.ndarray) -> Rows:
-        """(rows, donors), as three matrix products; infinite where no column is shared."""
-        a, b = np.where(missing, 0.0, Z), np.nan_to_num(self.donors_)
-        in_a, in_b = (~missing).astype(float), (~np.isnan(self.donors_)).astype(float)
-        both = in_a @ in_b.T
-        squares = (a * a) @ in_b.T + in_a @ (b * b).T - 2 * (a @ b.T)
-        shared = np.where(both > 0, np.maximum(squares, 0.0), np.inf)
-        return shared * Z.shape[1] / np.maximum(both, 1.0)
+    def _squared_distances(self, Z: Rows, missing: NDArray[np.bool_]) -> Rows:
+        """(rows, donors), infinite where no column is shared."""
+        a, in_a = np.where(missing, 0.0, Z), (~missing).astype(float)
+        b, in_b = np.nan_to_num(self.donors_), (~np.isnan(self.donors_)).astype(float)
+        total, squares = np.zeros((2, len(a), len(b)))
+        for j in range(a.shape[1]):
+            np.subtract(a[:, j, None], b[:, j], out=squares)
+            squares *= squares
+            squares *= in_a[:, j, None]
+            squares *= in_b[:, j]
+            total += squares
+        shared = in_a @ in_b.T  # whole numbers: exact in any order
+        return np.where(shared > 0, total * a.shape[1] / np.maximum(shared, 1.0), np.inf)
