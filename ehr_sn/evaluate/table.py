@@ -69,6 +69,7 @@ def _by_disease(title: str, key: str, results: Results) -> Table:
     found = {(r[key], r["disease"]): r for r in results}
     diseases = _distinct(results, "disease")
     table = plain_table(title)
+    table.padding = 0  # six numbers and a long name are to fit 80 columns
     table.add_column(key.capitalize() if key == "method" else "", no_wrap=True)
     for (disease,) in diseases:
         table.add_column(_abbreviated(_words(disease)), justify="right", no_wrap=True)
