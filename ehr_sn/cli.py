@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from time import perf_counter
@@ -281,6 +282,8 @@ def main() -> None:
     """Run the command line. The user's errors print as one message each, and exit with code 1."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # Said here too, since cells train in threads: one may undo another's `catch_warnings`.
+    warnings.filterwarnings("ignore", message=r"\[IterativeImputer\] Early stopping")
     try:
         app()
     except EhrSnError as error:
