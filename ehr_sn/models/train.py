@@ -136,9 +136,9 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
     # Cells train side by side, a core each: that is as fast as all cores on one cell, several times
     # faster where other work competes for them, and the bits do not depend on how many there are.
     torch.set_num_threads(1)
-    with threadpool_limits(1):
-        train = _baseline if cell.method == NOTHING else _networks
-        tensors, about = train(config, store, cell)
+    threadpool_limits(1)  # for NumPy and scikit-learn
+    train = _baseline if cell.method == NOTHING else _networks
+    tensors, about = train(config, store, cell)
     about |= {"cell": asdict(cell), "store": store.fingerprint, "diseases": store.diseases}
     _write(path, tensors, about)
     return path
