@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from threading import Event
@@ -16,7 +17,7 @@ from rich.progress import MofNCompleteColumn, Progress, TaskID
 from rich.table import Table
 
 from ehr_sn import __version__
-from ehr_sn.config import DATA_ROOT, load_config
+from ehr_sn.config import DATA_ROOT, METHODS, load_config
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.table import all_methods, explain, headline, plain_table
 from ehr_sn.ingest import simulate as simulation
@@ -41,6 +42,12 @@ def _use_data(folder: Path | None) -> Path | None:
     return folder
 
 
+def _use_methods(names: str | None) -> str | None:
+    if names is not None:
+        os.environ[METHODS] = names
+    return names
+
+
 Data = Annotated[
     Path | None,
     typer.Option(
@@ -58,6 +65,16 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The data set's YAML, such as configs/nafld.yaml.")
 ]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        "--methods",
+        metavar="NAMES",
+        envvar=METHODS,
+        callback=_use_methods,
+        help="In place of CONFIG's methods and baselines: `all`, or names separated by commas.",
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Record a new run even if this one has finished before.")
 ]
@@ -69,7 +86,11 @@ JsonFile = Annotated[
 
 @app.command()
 def run(
-    config: ConfigFile, force: Force = False, json_file: JsonFile = None, data: Data = None
+    config: ConfigFile,
+    force: Force = False,
+    json_file: JsonFile = None,
+    data: Data = None,
+    methods: Methods = None,
 ) -> None:
     """Ingest, train, evaluate and record everything in CONFIG; ends with the table.
 
@@ -102,7 +123,9 @@ def ingest(config: ConfigFile, data: Data = None) -> None:
 
 
 @app.command()
-def train(config: ConfigFile, force: Force = False, data: Data = None) -> None:
+def train(
+    config: ConfigFile, force: Force = False, data: Data = None, methods: Methods = None
+) -> None:
     """Train and record the comparison in CONFIG, ingesting first only if that was not done."""
     load_config(config)
     from flows.train import train as flow
@@ -111,7 +134,7 @@ def train(config: ConfigFile, force: Force = False, data: Data = None) -> None:
 
 
 @app.command()
-def compare(config: ConfigFile, json_file: JsonFile = None) -> None:
+def compare(config: ConfigFile, json_file: JsonFile = None, methods: Methods = None) -> None:
     """Print the newest finished comparison of CONFIG's data set, from MLflow."""
     _print_results(config, json_file)
 
@@ -255,6 +278,8 @@ def main() -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     interrupted = _listen_for_interrupts()
+    # Said here too, since cells train in threads: one may undo another's `catch_warnings`.
+    warnings.filterwarnings("ignore", message=r"\[IterativeImputer\] Early stopping")
     try:
         app()
     except BaseException as error:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
@@ -38,7 +39,11 @@ AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
 SPLITS = ("train", "tuning", "held_out")
 RESERVED = ("row", "subject_id", "prediction_time", "follow_up_end")
 CONCEPTS = "concept_ancestor"  # OMOP's table of which concept lies below which
+BASELINES = ("hist_gradient_boosting", "logistic_regression", "lightgbm", "xgboost")
+EXTRAS = ("lightgbm", "xgboost")  # baselines that need a package of their name
+REFERENCE = "zero"  # every other method is compared with it, on the same subjects
 DATA_ROOT = "EHR_SN_DATA_ROOT"  # environment variable that takes the place of `data_root`
+METHODS = "EHR_SN_METHODS"  # environment variable: methods in place of `train.methods`
 
 
 def _as_entry(value: Any, info: ValidationInfo) -> Any:
@@ -578,7 +583,10 @@ class ArchitectureConfig(_Model):
 
 
 class Train(_Model):
-    """The comparison: for each scaler its methods, each × every architecture, on equal budgets."""
+    """The comparison: for each scaler its methods, each × every architecture, on equal budgets.
+
+    `baselines` join it on the same splits, with as many seeds.
+    """
 
     seeds: int = Field(5, ge=1)
     methods: Annotated[dict[Scaler, Annotated[tuple[Method, ...], Some, Distinct]], Some] = {
@@ -589,6 +597,7 @@ class Train(_Model):
         "mlp": ArchitectureConfig(),
         "mlp_dropout": ArchitectureConfig(dropout=0.5),
     }
+    baselines: Annotated[tuple[Literal[BASELINES], ...], Distinct] = ()  # type: ignore[valid-type]
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     batch_size: int = Field(256, ge=1)
@@ -596,6 +605,49 @@ class Train(_Model):
     patience: int = Field(8, ge=1)
     balance_classes: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _baselines_apart(self) -> Self:
+        for name in self.architectures:
+            if name in BASELINES:
+                raise ValueError(f"architectures: {name!r} is a baseline; choose another name")
+        return self
+
+    def with_methods(self, wanted: str) -> Self:
+        """The comparison with other methods.
+
+        Parameters
+        ----------
+        wanted : `all`: every method and every installed baseline, besides the present methods of
+            other scalers; or names of methods (with z-scores, and compared with zero imputation)
+            and baselines, separated by commas
+
+        Raises
+        ------
+        ConfigError
+            A name is unknown.
+        """
+        if wanted == "all":
+            methods = self.methods | {"standard": tuple(method_names())}
+            installed = tuple(name for name in BASELINES if baseline_is_installed(name))
+            return self.model_copy(update={"methods": methods, "baselines": installed})
+        names = [name.strip() for name in wanted.split(",") if name.strip()]
+        for name in names:
+            valid = ["all", *method_names(), *BASELINES]
+            if name not in valid:
+                raise ConfigError(
+                    f"--methods: unknown method {name!r}; {did_you_mean(name, valid)}"
+                )
+        chosen = dict.fromkeys([REFERENCE, *(name for name in names if name not in BASELINES)])
+        baselines = tuple(name for name in BASELINES if name in names)
+        return self.model_copy(
+            update={"methods": {"standard": tuple(chosen)}, "baselines": baselines}
+        )
+
+
+def baseline_is_installed(name: str) -> bool:
+    """Whether the package that the baseline needs is there."""
+    return name not in EXTRAS or find_spec(name) is not None
 
 
 class Config(_Model):
@@ -861,7 +913,8 @@ def digest(content: Any, length: int = 16) -> str:
 def load_config(path: str | Path) -> Config:
     """Read and validate a configuration.
 
-    The environment variable EHR_SN_DATA_ROOT, where it is set, takes the place of `data_root`.
+    The environment variable EHR_SN_DATA_ROOT, where it is set, takes the place of `data_root`, and
+    EHR_SN_METHODS that of `train.methods` and `train.baselines` (`Train.with_methods`).
 
     Raises
     ------
@@ -892,6 +945,9 @@ def load_config(path: str | Path) -> Config:
         raise ConfigError("\n".join(_describe(path, root, error))) from None
     if os.environ.get(DATA_ROOT):
         config = config.model_copy(update={"data_root": Path(os.environ[DATA_ROOT]).absolute()})
+    if os.environ.get(METHODS):
+        train = config.train.with_methods(os.environ[METHODS])
+        config = config.model_copy(update={"train": train})
     config._path, config._root = path, root
     return config
 

@@ -33,13 +33,12 @@ from ehr_sn.evaluate.plots import roc_and_calibration, seed_strip
 from ehr_sn.evaluate.results import Result, curves, evaluate
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.train import (
-    REFERENCE,
     Cell,
     HeldOut,
     TrainedCell,
     cell_path,
-    comparisons,
     read_cell,
+    reference_of,
 )
 
 DEFAULT_FOLDER = Path("mlruns")
@@ -107,17 +106,21 @@ class Tracker:
         for run in recorded[method, scaler, architecture] + recorded["", "", ""]:
             self.client.delete_run(run.info.run_id)
         cells = _read_cells(config, store, method, scaler, architecture)
-        reference = None
-        if method != REFERENCE and (REFERENCE, scaler, architecture) in comparisons(config):
-            reference = _held_out(_read_cells(config, store, REFERENCE, scaler, architecture))
+        against = reference_of(config, (method, scaler, architecture))
+        reference = _held_out(_read_cells(config, store, *against)) if against else None
         held_out = _held_out(cells)
-        params = _params(config, method, scaler, architecture)
+        params = _params(config, method, scaler, architecture) | _chosen(cells)
+        seconds = {
+            "impute_seconds": float(np.mean([cell.impute_seconds for cell in cells])),
+            "fit_seconds": float(np.mean([cell.fit_seconds for cell in cells])),
+        }
         for i, result in enumerate(evaluate(held_out, reference)):
             title = f"{result.disease} · {architecture} · {method} · {scaler}"
             self._log_result(
                 store,
-                result,
                 {"disease": result.disease} | params,
+                result,
+                seconds,
                 _learning_curves(cells, i),
                 roc_and_calibration(curves(held_out[result.disease]), title=title),
             )
@@ -125,8 +128,9 @@ class Tracker:
     def _log_result(
         self,
         store: Store,
-        result: Result,
         params: dict[str, Any],
+        result: Result,
+        seconds: dict[str, float],
         learning: dict[str, list[float]],
         figure: Figure,
     ) -> None:
@@ -143,7 +147,7 @@ class Tracker:
             "test_auroc_seed": result.auroc_per_seed,
             "test_auroc_split": result.auroc_per_split,
         }
-        _log(self.client, run_id, params, result.as_metrics(), by_step)
+        _log(self.client, run_id, params, result.as_metrics() | seconds, by_step)
         self.client.log_figure(run_id, figure, "roc_and_calibration.png")
         self.client.set_terminated(run_id)
 
@@ -359,6 +363,8 @@ def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:
         "calibration_slope": metrics["test_calibration_slope"],
         "calibration_intercept": metrics["test_calibration_intercept"],
         **{name: metrics.get(name) for name in DELTAS},
+        "impute_seconds": metrics["impute_seconds"],
+        "fit_seconds": metrics["fit_seconds"],
         "n_splits": int(run.data.params["splits"]),
         "n_held_out": int(run.data.metrics["n_held_out"]),
         "n_positive": int(run.data.metrics["n_positive"]),
@@ -417,19 +423,25 @@ def _learning_curves(cells: list[TrainedCell], disease: int) -> dict[str, list[f
     return learning
 
 
+def _chosen(cells: list[TrainedCell]) -> dict[str, str]:
+    """Parameters that the tuning rows chose, split by split: `exponent=0.5, exponent=1.0`."""
+    chosen = [" ".join(f"{k}={v}" for k, v in cell.chosen.items()) for cell in cells]
+    return {"chosen": ", ".join(chosen) if any(chosen) else ""}
+
+
 def _params(config: Config, method: str, scaler: str, architecture: str) -> dict[str, Any]:
     """Flat parameters of a run, under the same names in every run."""
     train = config.train
-    network = train.architectures[architecture]
+    network = train.architectures.get(architecture)  # None for a baseline
     return {
         "method": method,
         "mask_appended": method.endswith("+mask"),
         "scaler": scaler,
         "winsorise": train.winsorise,
         "architecture": architecture,
-        "hidden": "-".join(str(width) for width in network.hidden),
-        "dropout": network.dropout,
-        "batch_norm": network.batch_norm,
+        "hidden": "-".join(str(width) for width in network.hidden) if network else "",
+        "dropout": network.dropout if network else "",
+        "batch_norm": network.batch_norm if network else "",
         "learning_rate": train.learning_rate,
         "weight_decay": train.weight_decay,
         "batch_size": train.batch_size,
@@ -476,6 +488,7 @@ def _parent_params(config: Config, store: Store) -> dict[str, Any]:
         "diseases": ", ".join(store.diseases),
         **{f"methods_{scaler}": ", ".join(names) for scaler, names in train.methods.items()},
         "architectures": ", ".join(train.architectures),
+        "baselines": ", ".join(train.baselines),
         "seeds": train.seeds,
         "splits": config.splits.repeats,
     }

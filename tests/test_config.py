@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ehr_sn.config import Config, load_config
+from ehr_sn.config import BASELINES, Config, baseline_is_installed, load_config
 from ehr_sn.errors import ConfigError, EhrSnError
+from ehr_sn.missing import method_names
 
 NAFLD = Path(__file__).parents[1] / "configs" / "nafld.yaml"
 
@@ -167,6 +168,18 @@ def test_what_cannot_be_meant_is_refused(refused, key, value, said):
     assert said in message
     assert key.split(".")[0] in message
     assert len(message.splitlines()) == 1
+
+
+def test_all_methods_means_every_method_and_installed_baseline(hospital):
+    train = hospital.config(train={"methods": {"minmax": ["zero"]}}).train.with_methods("all")
+    assert train.methods == {"minmax": ("zero",), "standard": tuple(method_names())}
+    assert train.baselines[:2] == ("hist_gradient_boosting", "logistic_regression")
+    assert set(train.baselines) == {name for name in BASELINES if baseline_is_installed(name)}
+
+
+def test_an_architecture_may_not_have_a_baseline_s_name(refused):
+    said = refused(train__architectures={"xgboost": {"hidden": [4]}})
+    assert "'xgboost' is a baseline; choose another name" in said
 
 
 def test_every_fault_is_told_at_once(refused):

@@ -3,11 +3,14 @@
 Importing this package fills the registry `METHODS`: a module with a new method is imported here.
 """
 
+from ehr_sn.missing.chained import MiceImputer, MissForestImputer, MultipleImputer
+from ehr_sn.missing.gain import GainImputer
 from ehr_sn.missing.imputers import (
     METHODS,
     MeanImputer,
     MedianImputer,
     MissingMethod,
+    MostFrequentImputer,
     ZeroImputer,
     get_state,
     make_method,
@@ -15,17 +18,33 @@ from ehr_sn.missing.imputers import (
     register,
     set_state,
 )
+from ehr_sn.missing.low_rank import SoftImputer, soft_impute
+from ehr_sn.missing.neighbours import NearestNeighboursImputer
 from ehr_sn.missing.scalers import SCALERS, QuantileScaler, Winsoriser, make_scaler
-from ehr_sn.missing.sparsity_norm import SparsityNormalizer, sparsity_normalize
+from ehr_sn.missing.sparsity_norm import (
+    SparsityNormalizer,
+    SqrtSparsityNormalizer,
+    TunedSparsityNormalizer,
+    sparsity_normalize,
+)
 
 __all__ = [
     "METHODS",
     "SCALERS",
+    "GainImputer",
     "MeanImputer",
     "MedianImputer",
+    "MiceImputer",
+    "MissForestImputer",
     "MissingMethod",
+    "MostFrequentImputer",
+    "MultipleImputer",
+    "NearestNeighboursImputer",
     "QuantileScaler",
+    "SoftImputer",
     "SparsityNormalizer",
+    "SqrtSparsityNormalizer",
+    "TunedSparsityNormalizer",
     "Winsoriser",
     "ZeroImputer",
     "get_state",
@@ -34,5 +53,6 @@ __all__ = [
     "method_names",
     "register",
     "set_state",
+    "soft_impute",
     "sparsity_normalize",
 ]

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,7 @@ __all__ = [
     "MeanImputer",
     "MedianImputer",
     "MissingMethod",
+    "MostFrequentImputer",
     "ZeroImputer",
     "get_state",
     "make_method",
@@ -49,6 +50,11 @@ class MissingMethod(RowTransformer):
         Return [filled | mask], of shape (n_rows, 2 · n_features): after the filled features one
         0/1 column `<name>.observed` for every feature, whether or not it was missing in training.
     """
+
+    candidates: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    """Parameters among which the tuning rows choose, in the comparison."""
+    draws: ClassVar[bool] = False
+    """Whether each seed of the comparison trains on a draw of its own, by the parameter `draw`."""
 
     def __init__(self, *, add_mask: bool = False) -> None:
         self.add_mask = add_mask
@@ -142,6 +148,22 @@ class MedianImputer(_ColumnImputer):
 
     def _statistic(self, X: NDArray[np.floating]) -> NDArray[np.floating]:
         return np.nanmedian(X, axis=0)
+
+
+@register("most_frequent")
+class MostFrequentImputer(_ColumnImputer):
+    """Fill with the most frequent observed training entry of a column, the smallest of several.
+
+    0 where there is none. Meant for flags and categories: of a continuous measurement no entry may
+    occur twice, and then this is its minimum.
+
+    >>> MostFrequentImputer().fit([[1.0], [0.0], [1.0]]).transform([[float("nan")]])
+    array([[1.]])
+    """
+
+    def _statistic(self, X: NDArray[np.floating]) -> NDArray[np.floating]:
+        counted = (np.unique(x[~np.isnan(x)], return_counts=True) for x in X.T)
+        return np.array([values[count.argmax()] for values, count in counted])
 
 
 def method_names() -> list[str]:

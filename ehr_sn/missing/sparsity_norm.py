@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ehr_sn.missing.imputers import MissingMethod, register
 
-__all__ = ["SparsityNormalizer", "sparsity_normalize"]
+__all__ = [
+    "SparsityNormalizer",
+    "SqrtSparsityNormalizer",
+    "TunedSparsityNormalizer",
+    "sparsity_normalize",
+]
 
 
 def sparsity_normalize(
@@ -127,6 +133,36 @@ class SparsityNormalizer(MissingMethod):
 
     def _fill(self, X: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDArray[np.floating]:
         return sparsity_normalize(X, observed, self.k_, self.exponent)
+
+
+@register("sparsity_normalization_sqrt")
+class SqrtSparsityNormalizer(SparsityNormalizer):
+    """Sparsity Normalization with the exponent ½: for centred, independent features of variance 1
+    and weights w, the output w·x has the variance K/n · ‖w‖² whatever |m|₁.
+    """
+
+    def __init__(
+        self,
+        *,
+        k: Literal["mean", "features"] | float = "mean",
+        exponent: float = 0.5,
+        add_mask: bool = False,
+    ) -> None:
+        super().__init__(k=k, exponent=exponent, add_mask=add_mask)
+
+
+@register("sparsity_normalization_tuned")
+class TunedSparsityNormalizer(SparsityNormalizer):
+    """Sparsity Normalization whose exponent the tuning rows choose, in the comparison.
+
+    Networks are trained with each of the `candidates`, and those kept whose AUROC on the tuning
+    rows, averaged over diseases and seeds, is highest. By itself it is Sparsity Normalization with
+    the `exponent` given.
+    """
+
+    candidates: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
+        {"exponent": exponent} for exponent in (0.0, 0.25, 0.5, 0.75, 1.0)
+    )
 
 
 def _check(k: object, exponent: float) -> None:

@@ -7,7 +7,8 @@ an interrupted run finished is found again, and nothing else is.
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,19 +18,26 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sklearn.pipeline import Pipeline
+from threadpoolctl import threadpool_limits
 
-from ehr_sn.config import Config, digest
+from ehr_sn.config import REFERENCE, Config, digest
 from ehr_sn.ingest.store import Store
-from ehr_sn.missing import get_state, make_method
-from ehr_sn.models.fit import Architecture, Budget, Task, fit
+from ehr_sn.missing import get_state, make_method, set_state
+from ehr_sn.models.baselines import BASELINES, fit_baseline
+from ehr_sn.models.fit import Architecture, Budget, Fitted, Task, fit
 
-REFERENCE = "zero"  # every other method is compared with it, on the same subjects
-FORMAT = 1  # raised whenever the same cell would be trained differently
+NOTHING = "none"  # the method and the scaler of a baseline
+FORMAT = 2  # raised whenever the same cell would be trained differently
+
+Comparison = tuple[str, str, str]
+"""Method, scaler and architecture, by their names."""
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One method, scaler and architecture (by their names) on one split (from 0)."""
+    """One method, scaler and architecture (or baseline) on one split (from 0)."""
 
     method: str
     scaler: str
@@ -57,29 +65,56 @@ class HeldOut:
 class TrainedCell:
     """What training left: held-out predictions a disease, learning curves, and how long it took.
 
-    `curves` has arrays of shape (diseases, seeds, epochs), NaN after a replicate stopped.
+    `curves` has arrays of shape (diseases, seeds, epochs), NaN after a replicate stopped; a
+    baseline has none. `impute_seconds` are those of fitting and applying the method (fitted once,
+    if several cells share it), `fit_seconds` those of training. `chosen` holds the parameters of
+    the method that the tuning rows chose.
     """
 
     held_out: dict[str, HeldOut]
     curves: dict[str, NDArray[np.float32]]
-    best_epoch: NDArray[np.int64]
-    seconds: float
+    impute_seconds: float
+    fit_seconds: float
+    chosen: dict[str, float]
 
 
-def comparisons(config: Config) -> list[tuple[str, str, str]]:
-    """Every (method, scaler, architecture) of the comparison; the reference method first."""
-    return [
+def comparisons(config: Config) -> list[Comparison]:
+    """Every (method, scaler, architecture) of the comparison; the reference method first.
+
+    A baseline is an architecture with neither method nor scaler.
+    """
+    train = config.train
+    networks = [
         (method, scaler, architecture)
-        for scaler, methods in config.train.methods.items()
+        for scaler, methods in train.methods.items()
         for method in sorted(methods, key=lambda method: method != REFERENCE)
-        for architecture in config.train.architectures
+        for architecture in train.architectures
     ]
+    return networks + [(NOTHING, NOTHING, baseline) for baseline in train.baselines]
+
+
+def reference_of(config: Config, comparison: Comparison) -> Comparison | None:
+    """What a comparison is tested against: zero imputation with its scaler and architecture.
+
+    A baseline is tested against the first of the zero imputations. None for zero imputation itself
+    and where the comparison has none.
+    """
+    method, scaler, architecture = comparison
+    references = [c for c in comparisons(config) if c[0] == REFERENCE]
+    if method == REFERENCE:
+        return None
+    if method == NOTHING:
+        return references[0] if references else None
+    same = (REFERENCE, scaler, architecture)
+    return same if same in references else None
 
 
 def cell_path(config: Config, store: Store, cell: Cell) -> Path:
     """Where the cell's file is, or will be."""
-    train = config.train.model_dump(mode="json", exclude={"methods", "architectures"})
-    architecture = config.train.architectures[cell.architecture].model_dump(mode="json")
+    listed = {"methods", "architectures", "baselines"}
+    train = config.train.model_dump(mode="json", exclude=listed)
+    network = config.train.architectures.get(cell.architecture)
+    architecture = network.model_dump(mode="json") if network else cell.architecture
     key = digest([FORMAT, store.fingerprint, asdict(cell), train, architecture])
     return store.path.parent / "cells" / f"{key}.safetensors"
 
@@ -98,31 +133,134 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
     path = cell_path(config, store, cell)
     if path.exists():
         return path
-    started = perf_counter()
-    split = store.splits()[:, cell.split]
-    method = make_method(cell.method, cell.scaler, config.train.winsorise)
-    values = store.values()
-    x = method.fit(values[split == "train"]).transform(values)
-    labels = store.labels()
-    eligible = ~np.isnan(labels)
-    tasks = [
-        Task(
-            name=disease,
-            y=labels[:, i],
-            train_rows=np.flatnonzero(eligible[:, i] & (split == "train")),
-            tuning_rows=np.flatnonzero(eligible[:, i] & (split == "tuning")),
-        )
-        for i, disease in enumerate(store.diseases)
-    ]
-    train = config.train
     # Cells train side by side, a core each: that is as fast as all cores on one cell, several times
     # faster where other work competes for them, and the bits do not depend on how many there are.
     torch.set_num_threads(1)
-    fitted = fit(
-        x,
-        tasks,
-        seeds=range(train.seeds),
-        architecture=Architecture(**config.train.architectures[cell.architecture].model_dump()),
+    threadpool_limits(1)  # for NumPy and scikit-learn
+    train = _baseline if cell.method == NOTHING else _networks
+    tensors, about = train(config, store, cell)
+    about |= {"cell": asdict(cell), "store": store.fingerprint, "diseases": store.diseases}
+    _write(path, tensors, about)
+    return path
+
+
+def read_cell(path: Path, store: Store) -> TrainedCell:
+    """Read a cell's file and line its predictions up with the store's labels."""
+    with safe_open(path, framework="np") as file:
+        about = json.loads(file.metadata()["about"])
+        probability = file.get_tensor("probability/held_out")
+        curves = {
+            name.removeprefix("curve/"): file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118
+            if name.startswith("curve/")
+        }
+    labels = store.labels()[store.splits()[:, about["cell"]["split"]] == "held_out"]
+    held_out = {}
+    for i, disease in enumerate(store.diseases):
+        eligible = ~np.isnan(labels[:, i])
+        held_out[disease] = HeldOut(labels[eligible, i], probability[i][:, eligible])
+    seconds = about["impute_seconds"], about["fit_seconds"]
+    return TrainedCell(held_out, curves, *seconds, about["chosen"])
+
+
+def fitted_method(
+    config: Config, store: Store, cell: Cell, params: Mapping[str, Any]
+) -> tuple[Pipeline, float]:
+    """The cell's method, fitted on its split's training rows, and the seconds that this took.
+
+    What was fitted is kept on disk, and found again by cells of other architectures, and by the
+    variant with the mask: only the first of them spends the time.
+    """
+    plain, winsorise = cell.method.removesuffix("+mask"), config.train.winsorise
+    key = digest(
+        [FORMAT, store.fingerprint, plain, cell.scaler, cell.split, winsorise, dict(params)]
+    )
+    path = store.path.parent / "imputers" / f"{key}.safetensors"
+    if not path.exists():
+        started = perf_counter()
+        training_rows = store.values()[store.splits()[:, cell.split] == "train"]
+        fitted = make_method(plain, cell.scaler, winsorise, **params).fit(training_rows)
+        state = {k: torch.from_numpy(v) for k, v in get_state(fitted).items()}
+        _write(path, state, {"seconds": round(perf_counter() - started, 3)})
+    with safe_open(path, framework="np") as file:
+        seconds = json.loads(file.metadata()["about"])["seconds"]
+        learned = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    pipeline = make_method(cell.method, cell.scaler, winsorise, **params)
+    return set_state(pipeline, learned), seconds
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The networks of some seeds, trained on one completion of the table."""
+
+    networks: Fitted
+    method: Pipeline
+    table: NDArray[np.float32]
+    impute_seconds: float
+    fit_seconds: float
+
+
+def _networks(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[str, Any]]:
+    """Train the cell's networks with every candidate of its method, and keep the best.
+
+    A method of several draws gives each seed a draw of its own.
+    """
+    method, seeds = make_method(cell.method, cell.scaler)["method"], range(config.train.seeds)
+    groups = [[seed] for seed in seeds] if method.draws else [list(seeds)]
+    tried = []
+    for params in method.candidates:
+        draws = [params | {"draw": group[0]} if method.draws else params for group in groups]
+        pairs = zip(draws, groups, strict=True)
+        tried.append((params, [_train(config, store, cell, *pair) for pair in pairs]))
+    chosen, parts = max(tried, key=lambda candidate: _tuning_auroc(candidate[1]))
+
+    shape = (len(store.diseases), len(seeds))
+    states = [part.networks.model.state() for part in parts]
+    tensors = {f"network/{k}": _stacked([s[k] for s in states], shape[0]) for k in states[0]}
+    for i, part in enumerate(parts):
+        prefix = f"method/{i}" if method.draws else "method"
+        learned = get_state(part.method).items()
+        tensors |= {f"{prefix}/{k}": torch.from_numpy(v) for k, v in learned}
+    split = store.splits()[:, cell.split]
+    for name in ("tuning", "held_out"):
+        predicted = [
+            part.networks.model.predict_proba(torch.from_numpy(part.table[split == name]))
+            for part in parts
+        ]
+        tensors[f"probability/{name}"] = _stacked(predicted, shape[0]).reshape(*shape, -1)
+    histories = [
+        history
+        for task in range(shape[0])
+        for part in parts
+        for replicate, history in zip(part.networks.replicates, part.networks.history, strict=True)
+        if replicate.task == task
+    ]
+    tensors["curve/train_loss"] = _padded([h.train_loss for h in histories], shape)
+    tensors["curve/tuning_auroc"] = _padded([h.tuning_auroc for h in histories], shape)
+    tensors["best_epoch"] = torch.tensor([h.best_epoch for h in histories]).reshape(shape)
+    every = [part for _, parts in tried for part in parts]
+    about = {
+        "impute_seconds": sum(part.impute_seconds for part in every),
+        "fit_seconds": sum(part.fit_seconds for part in every),
+        "chosen": dict(chosen),
+    }
+    return tensors, about
+
+
+def _train(
+    config: Config, store: Store, cell: Cell, params: Mapping[str, Any], seeds: list[int]
+) -> _Part:
+    train = config.train
+    method, impute_seconds = fitted_method(config, store, cell, params)
+    started = perf_counter()
+    table = method.transform(store.values())
+    impute_seconds += perf_counter() - started
+    started = perf_counter()
+    networks = fit(
+        table,
+        _tasks(store, cell.split),
+        seeds=seeds,
+        architecture=Architecture(**train.architectures[cell.architecture].model_dump()),
         budget=Budget(
             learning_rate=train.learning_rate,
             weight_decay=train.weight_decay,
@@ -133,34 +271,57 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
         ),
         device=_device(train.device),
     )
-    shape = (len(tasks), train.seeds)
-    tensors = {f"network/{name}": tensor for name, tensor in fitted.model.state().items()}
-    tensors |= {f"method/{k}": torch.from_numpy(v) for k, v in get_state(method).items()}
-    for name in ("tuning", "held_out"):
-        probability = fitted.model.predict_proba(torch.from_numpy(x[split == name]))
-        tensors[f"probability/{name}"] = probability.reshape(*shape, -1)
-    tensors["curve/train_loss"] = _padded([h.train_loss for h in fitted.history], shape)
-    tensors["curve/tuning_auroc"] = _padded([h.tuning_auroc for h in fitted.history], shape)
-    best = torch.tensor([h.best_epoch for h in fitted.history])
-    tensors["best_epoch"] = best.reshape(shape)
-    about = {"cell": asdict(cell), "store": store.fingerprint, "diseases": store.diseases}
-    _write(path, tensors, about | {"seconds": round(perf_counter() - started, 3)})
-    return path
+    return _Part(networks, method, table, impute_seconds, perf_counter() - started)
 
 
-def read_cell(path: Path, store: Store) -> TrainedCell:
-    """Read a cell's file and line its predictions up with the store's labels."""
-    with safe_open(path, framework="np") as file:
-        about = json.loads(file.metadata()["about"])
-        probability = file.get_tensor("probability/held_out")
-        curves = {name: file.get_tensor(f"curve/{name}") for name in ("train_loss", "tuning_auroc")}
-        best_epoch = file.get_tensor("best_epoch")
-    labels = store.labels()[store.splits()[:, about["cell"]["split"]] == "held_out"]
-    held_out = {}
-    for i, disease in enumerate(store.diseases):
-        eligible = ~np.isnan(labels[:, i])
-        held_out[disease] = HeldOut(labels[eligible, i], probability[i][:, eligible])
-    return TrainedCell(held_out, curves, best_epoch, about["seconds"])
+def _baseline(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[str, Any]]:
+    """Fit a baseline; only what it predicts is kept."""
+    x, impute_seconds = store.values(), 0.0
+    filled_by = BASELINES[cell.architecture].method
+    if filled_by is not None:
+        as_cell = replace(cell, method=filled_by, scaler="standard")
+        method, impute_seconds = fitted_method(config, store, as_cell, {})
+        x = method.transform(x)
+    started = perf_counter()
+    seeds = range(config.train.seeds)
+    probability = fit_baseline(cell.architecture, x, _tasks(store, cell.split), seeds)
+    split = store.splits()[:, cell.split]
+    tensors = {
+        f"probability/{name}": torch.from_numpy(probability[..., split == name])
+        for name in ("tuning", "held_out")
+    }
+    seconds = perf_counter() - started
+    return tensors, {"impute_seconds": impute_seconds, "fit_seconds": seconds, "chosen": {}}
+
+
+def _tasks(store: Store, split: int) -> list[Task]:
+    """Every disease, to be trained and tuned on its eligible rows of a split."""
+    labels, part = store.labels(), store.splits()[:, split]
+    eligible = ~np.isnan(labels)
+    return [
+        Task(
+            name=disease,
+            y=labels[:, i],
+            train_rows=np.flatnonzero(eligible[:, i] & (part == "train")),
+            tuning_rows=np.flatnonzero(eligible[:, i] & (part == "tuning")),
+        )
+        for i, disease in enumerate(store.diseases)
+    ]
+
+
+def _tuning_auroc(parts: Sequence[_Part]) -> float:
+    """AUROC on the tuning rows, the mean over diseases and seeds."""
+    histories = [history for part in parts for history in part.networks.history]
+    return float(np.mean([history.tuning_auroc[history.best_epoch] for history in histories]))
+
+
+def _stacked(parts: Sequence[torch.Tensor], n_tasks: int) -> torch.Tensor:
+    """Replicates of several parts, each task-major along the first axis, as one: task-major."""
+    first = parts[0]
+    if first.ndim == 0:  # a setting, the same in all parts
+        return first
+    by_task = [part.reshape(n_tasks, -1, *first.shape[1:]) for part in parts]
+    return torch.cat(by_task, dim=1).reshape(-1, *first.shape[1:])
 
 
 def _device(name: str) -> str:

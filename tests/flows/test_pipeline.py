@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from ehr_sn import cli, tracking
+from ehr_sn.config import METHODS as METHODS_NAMED
 from ehr_sn.config import Config, load_config
 from ehr_sn.ingest.store import Store
 from ehr_sn.ingest.store import ingest as ingest_store
@@ -161,6 +162,33 @@ def test_compare_prints_and_writes_what_mlflow_holds(clinic: Path) -> None:
         assert result["ci_low"] <= result["auroc_ensemble"] <= result["ci_high"]
         assert 0 < result["n_positive"] < result["n_held_out"]
         assert runs[result["run_id"]].data.params["disease"] == result["disease"]
+
+
+def test_other_methods_and_baselines_are_named_on_the_command_line(
+    clinic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(METHODS_NAMED, "")  # for the command to change, and to be put back
+    named = ["--methods", "mice,sparsity_normalization_tuned,logistic_regression"]
+    done = CliRunner().invoke(cli.app, ["run", str(clinic), *named, "--json", "results.json"])
+    assert done.exit_code == 0, done.output
+    assert "Baselines" in done.output
+    results = json.loads(Path("results.json").read_text())
+    methods = {"zero", "mice", "sparsity_normalization_tuned", "none"}
+    assert {r["method"] for r in results} == methods
+    assert all(r["fit_seconds"] > 0 for r in results)
+    baselines = [r for r in results if r["architecture"] == "logistic_regression"]
+    assert [(r["scaler"], r["auroc_std"]) for r in baselines] == [("none", 0), ("none", 0)]
+    assert all(r["delta_p_holm"] is not None for r in results if r["method"] != "zero")
+    client = MlflowClient(tracking.tracking_uri())
+    runs = {r["method"]: client.get_run(r["run_id"]) for r in results}
+    assert len({frozenset(run.data.params) for run in runs.values()}) == 1
+    assert runs["mice"].data.params["chosen"] == ""
+    splits = runs["sparsity_normalization_tuned"].data.params["chosen"].split(", ")
+    assert len(splits) == 2
+    assert all(split.startswith("exponent=") for split in splits)
+
+    said = CliRunner().invoke(cli.app, ["run", str(clinic), "--methods", "mize"])
+    assert "unknown method 'mize'; did you mean 'mice'?" in str(said.exception)
 
 
 def test_compare_says_so_when_the_configuration_has_changed(clinic: Path) -> None:

@@ -1,0 +1,47 @@
+"""Tables fit a terminal of 80 columns, whatever was compared."""
+
+from io import StringIO
+
+from rich.console import Console
+
+from ehr_sn.config import BASELINES
+from ehr_sn.evaluate.table import all_methods
+from ehr_sn.missing import method_names
+
+DISEASES = ("cardiovascular", "fatty_liver", "hypertension", "heart_failure", "diabetes")
+
+
+def result(method: str, architecture: str, disease: str) -> dict:
+    return {
+        "method": method,
+        "architecture": architecture,
+        "scaler": "none" if method == "none" else "standard",
+        "disease": disease,
+        "auroc_mean": 0.7123,
+        "auroc_std": 0.0042,
+        "delta_auroc": 0.01,
+        "delta_p_holm": None if method == "zero" else 0.01,
+        "impute_seconds": 60.4,
+        "fit_seconds": 60.4,
+    }
+
+
+def printed(results: list[dict]) -> str:
+    out = StringIO()
+    console = Console(file=out, width=80)
+    for table in all_methods(results):
+        console.print(table)
+    return out.getvalue()
+
+
+def test_every_method_and_baseline_is_a_row_with_its_seconds_in_80_columns() -> None:
+    pairs = [(name, "mlp") for name in method_names()] + [("none", name) for name in BASELINES]
+    said = printed([result(*pair, disease) for pair in pairs for disease in DISEASES])
+    rows = [line for line in said.splitlines() if ".712±.004" in line]
+    assert len(rows) == len(pairs)
+    assert all(
+        row.count(".712±.004") == 5 and row.endswith(" 121") for row in map(str.rstrip, rows)
+    )
+    assert "All methods · mlp · standard scaler" in said
+    assert "Baselines" in said
+    assert "…" not in said
