@@ -5,6 +5,7 @@ Importing this package fills the registry `METHODS`: a module with a new method 
 
 from ehr_sn.missing.imputers import (
     METHODS,
+    Erasure,
     MeanImputer,
     MedianImputer,
     MissingMethod,
@@ -15,15 +16,18 @@ from ehr_sn.missing.imputers import (
     register,
     set_state,
 )
+from ehr_sn.missing.piecewise_linear import PiecewiseLinearEncoder
 from ehr_sn.missing.scalers import SCALERS, QuantileScaler, Winsoriser, make_scaler
 from ehr_sn.missing.sparsity_norm import SparsityNormalizer, sparsity_normalize
 
 __all__ = [
     "METHODS",
     "SCALERS",
+    "Erasure",
     "MeanImputer",
     "MedianImputer",
     "MissingMethod",
+    "PiecewiseLinearEncoder",
     "QuantileScaler",
     "SparsityNormalizer",
     "Winsoriser",

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ehr_sn.errors import EhrSnError
+from ehr_sn.models.masking import MaskedRows, Masking
 from ehr_sn.models.mlp import SHUFFLING, StackedMLP, stream
 
 GROUP_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
@@ -109,6 +110,7 @@ def fit(
     architecture: Architecture = Architecture(),
     budget: Budget = Budget(),
     *,
+    masking: Masking | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
@@ -124,6 +126,7 @@ def fit(
     x : (N, D), finite; used as float32, and held once
     tasks : what to predict; each needs both classes among its training and its tuning rows
     seeds : distinct non-negative integers, used for every task
+    masking : hides entries of the rows trained on, not of those tuned on
     device : where to compute, as PyTorch names it
     progress : called as epochs end with (epochs done, epochs at most), summed over replicates; one
         that has stopped counts with all of its own
@@ -163,7 +166,8 @@ def fit(
 
     _hold_freed_memory()
     for group in _groups(runs, max(x.shape[1], *architecture.hidden, 1), table.device):
-        _train(group, best, table, report)
+        masked = masking.begin([run.seed for run in group], table) if masking else None
+        _train(group, best, table, masked, report)
     return Fitted(
         best.eval(),
         tuple(Replicate(run.seed, run.task.place) for run in runs),
@@ -171,13 +175,19 @@ def fit(
     )
 
 
-def _train(runs: list[_Run], best: StackedMLP, table: Tensor, report: Callable[[], None]) -> None:
+def _train(
+    runs: list[_Run],
+    best: StackedMLP,
+    table: Tensor,
+    masked: MaskedRows | None,
+    report: Callable[[], None],
+) -> None:
     """Train runs side by side until the last has stopped, and leave each at its best in `best`."""
     budget = runs[0].budget
     live = best.select([run.place for run in runs]).train()
     optimiser = _adam(live, budget)
     while runs:
-        _take_steps(runs, live, optimiser, table)
+        _take_steps(runs, live, optimiser, table, masked)
         ended = [i for i, run in enumerate(runs) if not len(run.batches)]
         if not ended:
             continue
@@ -218,7 +228,11 @@ def _keep(live: StackedMLP, optimiser: torch.optim.AdamW, going: Sequence[int]) 
 
 
 def _take_steps(
-    runs: Sequence[_Run], live: StackedMLP, optimiser: torch.optim.AdamW, table: Tensor
+    runs: Sequence[_Run],
+    live: StackedMLP,
+    optimiser: torch.optim.AdamW,
+    table: Tensor,
+    masked: MaskedRows | None = None,
 ) -> None:
     """Step all runs until an epoch of one of them ends, or `LOOKAHEAD` is reached."""
     n_steps = min(LOOKAHEAD, *(len(run.batches) for run in runs))
@@ -231,7 +245,10 @@ def _take_steps(
         weight = torch.tensor([[run.task.odds_against] for run in runs], device=table.device)
     losses = torch.zeros(len(runs), device=table.device)
     for step_rows, step_y in zip(rows, y, strict=True):
-        x = table.index_select(0, step_rows.view(-1)).view(*step_rows.shape, -1)
+        if masked is None:
+            x = table.index_select(0, step_rows.view(-1)).view(*step_rows.shape, -1)
+        else:
+            x = masked.take(step_rows, live.seeds)
         loss = binary_cross_entropy_with_logits(
             live(x), step_y, pos_weight=weight, reduction="none"
         ).mean(1)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-INITIAL_WEIGHTS, SHUFFLING, DROPOUT = range(3)
+INITIAL_WEIGHTS, SHUFFLING, DROPOUT, MASKING, INPUT_WEIGHTS = range(5)
 NORM_MOMENTUM, NORM_EPSILON = 0.1, 1e-5  # as torch.nn.BatchNorm1d
 
 

@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 from ehr_sn.config import Config, digest
 from ehr_sn.ingest.store import Store
 from ehr_sn.missing import get_state, make_method
+from ehr_sn.missing.amputate import find_panels
 from ehr_sn.models.fit import Architecture, Budget, Task, fit
+from ehr_sn.models.masking import masking_of
 
 REFERENCE = "zero"  # every other method is compared with it, on the same subjects
 FORMAT = 1  # raised whenever the same cell would be trained differently
@@ -115,6 +117,11 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
         for i, disease in enumerate(store.diseases)
     ]
     train = config.train
+    network = train.architectures[cell.architecture]
+    masking = None
+    if network.augment_missing:
+        panels = find_panels(~np.isnan(values[split == "train"]), store.measurements)
+        masking = masking_of(method, values, panels)
     # Cells train side by side, a core each: that is as fast as all cores on one cell, several times
     # faster where other work competes for them, and the bits do not depend on how many there are.
     torch.set_num_threads(1)
@@ -122,15 +129,16 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
         x,
         tasks,
         seeds=range(train.seeds),
-        architecture=Architecture(**config.train.architectures[cell.architecture].model_dump()),
+        architecture=Architecture(network.hidden, network.dropout, network.batch_norm),
         budget=Budget(
-            learning_rate=train.learning_rate,
-            weight_decay=train.weight_decay,
+            learning_rate=train.learning_rate_of(network),
+            weight_decay=train.weight_decay_of(network),
             batch_size=train.batch_size,
             max_epochs=train.max_epochs,
             patience=train.patience,
             balance_classes=train.balance_classes,
         ),
+        masking=masking,
         device=_device(train.device),
     )
     shape = (len(tasks), train.seeds)

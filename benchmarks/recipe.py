@@ -1,0 +1,251 @@
+"""Choose the network's default recipe by tuning rows alone, beside trees tuned equally hard.
+
+Every candidate is a cell of the project (`train_cell`, kept in the data folder, so that a run goes
+on where another ended), judged by the AUROC of its seed-averaged prediction on the tuning rows,
+averaged over diseases and splits. Its networks stop early on those same rows, and so do the trees:
+the figures choose, they do not promise. Held-out rows are never read.
+
+    python benchmarks/recipe.py configs/nafld.yaml --splits 2 --seeds 2
+    python benchmarks/recipe.py configs/nafld.yaml --splits 2 --seeds 5 --shift recipe
+
+The second form measures what a further loss of entries does: AUROC and mean prediction on tuning
+rows that were amputated, for the candidate with and without random masking.
+"""
+
+import argparse
+import warnings
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from ehr_sn.config import ArchitectureConfig, Config, load_config
+from ehr_sn.evaluate.metrics import auroc
+from ehr_sn.ingest.store import Store, ingest
+from ehr_sn.missing import make_method, set_state
+from ehr_sn.missing.amputate import Amputation
+from ehr_sn.models.mlp import StackedMLP
+from ehr_sn.models.train import Cell, train_cell
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting of the network."""
+
+    method: str = "zero+mask"
+    hidden: tuple[int, ...] = (64,)
+    dropout: float = 0.0
+    weight_decay: float = 1e-2
+    learning_rate: float = 3e-3
+    batch_size: int = 256
+    masking: bool = False
+
+    def __str__(self) -> str:
+        width = "-".join(map(str, self.hidden))
+        return (
+            f"{self.method:22} hidden {width:7} dropout {self.dropout:<4g} decay "
+            f"{self.weight_decay:<6g} rate {self.learning_rate:<6g} batch {self.batch_size:<4d} "
+            f"{'masking' if self.masking else '-':7}"
+        )
+
+    def config(self, base: Config, seeds: int) -> Config:
+        """The configuration that trains this candidate alone."""
+        network = ArchitectureConfig(
+            hidden=self.hidden,
+            dropout=self.dropout,
+            augment_missing=self.masking,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+        )
+        changes = {
+            "methods": {"standard": (self.method,)},
+            "architectures": {"candidate": network},
+            "seeds": seeds,
+            "batch_size": self.batch_size,
+            "max_epochs": 60,
+            "device": "cpu",
+        }
+        return base.model_copy(update={"train": base.train.model_copy(update=changes)})
+
+
+GRID = [
+    Candidate(method, (width,), dropout, decay, rate, masking=masking)
+    for method, width, dropout, decay, rate, masking in product(
+        ["zero+mask", "piecewise_linear+mask"],
+        [64, 128, 256],
+        [0.0, 0.3, 0.5],
+        [1e-2, 5e-2, 2e-1, 1.0],
+        [1e-3, 3e-3],
+        [False, True],
+    )
+]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split that may be seen: its number, table, labels, and which are which."""
+
+    number: int
+    values: np.ndarray
+    y: np.ndarray
+    train: np.ndarray
+    tuning: np.ndarray
+
+
+def read_splits(store: Store, n_splits: int) -> list[Split]:
+    values, y, splits = store.values(), store.labels(), store.splits()
+    rows = [[np.flatnonzero(s == name) for name in ("train", "tuning")] for s in splits.T]
+    return [Split(i, values, y, *rows[i]) for i in range(n_splits)]
+
+
+def tuning_aurocs(split: Split, probability: np.ndarray) -> np.ndarray:
+    """AUROC of each disease, from probabilities (diseases, tuning rows)."""
+    y = split.y[split.tuning].T
+    known = ~np.isnan(y)
+    return np.array([auroc(t[k] == 1, p[k]) for t, p, k in zip(y, probability, known, strict=True)])
+
+
+def networks(
+    base: Config, store: Store, split: Split, candidate: Candidate, seeds: int
+) -> tuple[np.ndarray, Path]:
+    """Tuning probabilities (diseases, seeds, rows), and the cell's file."""
+    config = candidate.config(base, seeds)
+    cell = Cell(candidate.method, "standard", "candidate", split.number)
+    path = train_cell(config, store, cell)
+    with safe_open(path, framework="np") as file:
+        return file.get_tensor("probability/tuning"), path
+
+
+def judge(base: Config, store: Store, splits: list[Split], candidate: Candidate, seeds: int):
+    """AUROC (diseases,) of the seed-averaged prediction, mean over splits; sd over single seeds."""
+    ensemble, single = [], []
+    for split in splits:
+        probability, _ = networks(base, store, split, candidate, seeds)
+        ensemble.append(tuning_aurocs(split, probability.mean(axis=1)))
+        single.append([tuning_aurocs(split, probability[:, s]).mean() for s in range(seeds)])
+    return np.mean(ensemble, axis=0), float(np.mean(single, axis=0).std(ddof=min(seeds - 1, 1)))
+
+
+TREES = [
+    {"learning_rate": rate, "max_leaf_nodes": leaves, "l2_regularization": l2}
+    for leaves, rate, l2 in product([4, 8, 16, 31], [0.03, 0.1], [0.0, 10.0])
+]
+
+
+def judge_trees(splits: list[Split], seeds: int, settings: dict) -> np.ndarray:
+    """The same for HistGradientBoosting: the number of trees that suits the tuning rows best."""
+    scores = []
+    for split in splits:
+        for i in range(split.y.shape[1]):
+            y = split.y[:, i]
+            train, tuning = (rows[~np.isnan(y[rows])] for rows in (split.train, split.tuning))
+            stages = []
+            for seed in range(seeds):
+                trees = HistGradientBoostingClassifier(
+                    **settings,
+                    max_iter=300 if settings["learning_rate"] < 0.1 else 100,
+                    min_samples_leaf=20,
+                    max_features=0.5,
+                    early_stopping=False,
+                    random_state=seed,
+                ).fit(split.values[train], y[train])
+                staged = trees.staged_predict_proba(split.values[tuning])
+                stages.append(np.stack([p[:, 1] for p in staged][4::5]))
+            ensemble = np.mean(stages, axis=0)
+            scores.append(max(auroc(y[tuning] == 1, p) for p in ensemble))
+    return np.reshape(scores, (len(splits), -1)).mean(axis=0)
+
+
+def line(name: str, scores: np.ndarray, more: str = "") -> None:
+    print(f"{name}  {scores.mean():.4f}  " + " ".join(f"{s:.3f}" for s in scores), more, flush=True)
+
+
+def shift(
+    base: Config, store: Store, splits: list[Split], candidate: Candidate, seeds: int, rates
+) -> None:
+    """Print AUROC and mean prediction when a further share of the entries goes missing."""
+    for masking in (False, True):
+        chosen = replace(candidate, masking=masking)
+        print(chosen)
+        found: dict = {}
+        for split in splits:
+            probability, path = networks(base, store, split, chosen, seeds)
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            part = {
+                kind: {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)}
+                for kind in ("network/", "method/")
+            }
+            state = {name: t.numpy() for name, t in part["method/"].items()}
+            method = set_state(make_method(chosen.method, "standard", base.train.winsorise), state)
+            model = StackedMLP.from_state(part["network/"]).eval()
+            rows = split.values[split.tuning]
+            for mechanism, rate in product(("mcar", "panel", "mar", "mnar"), (0.0, *rates)):
+                amputation = Amputation(mechanism, rate, seed=split.number)
+                amputation.fit(split.values[split.train], store.measurements)
+                x = method.transform(amputation(rows, split.tuning))
+                p = model.predict_proba(x).numpy().reshape(probability.shape).mean(axis=1)
+                found.setdefault((mechanism, rate), []).append(
+                    [tuning_aurocs(split, p), np.mean(p, axis=1)]
+                )
+        for (mechanism, rate), pairs in found.items():
+            aurocs, means = np.mean(pairs, axis=0)
+            whole = np.mean(found[mechanism, 0.0], axis=0)
+            drift = np.abs(means / whole[1] - 1)
+            line(f"  {mechanism:6} {rate:4.2f}", aurocs, f" {aurocs.mean() - whole[0].mean():+.4f}"
+                 f"  mean prediction moves by {drift.mean():.1%} (at most {drift.max():.1%})")
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("config")
+    add("--data", help="data_root, as for ehr-sn")
+    add("--splits", type=int, default=1)
+    add("--seeds", type=int, default=2)
+    add("--methods", nargs="+", default=["zero+mask", "piecewise_linear+mask"])
+    add("--widths", type=int, nargs="+", default=[64, 128])
+    add("--dropouts", type=float, nargs="+", default=[0.0, 0.5])
+    add("--decays", type=float, nargs="+", default=[1e-2, 1e-1])
+    add("--rates", type=float, nargs="+", default=[3e-3], help="learning rates")
+    add("--batch-sizes", type=int, nargs="+", default=[256])
+    add("--masking", type=int, nargs="+", default=[0, 1])
+    add("--trees", type=int, default=0, help="settings of HistGradientBoosting to try")
+    add("--shift", type=float, nargs="*", help="measure the loss of these shares of entries")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.set_num_threads(1)
+    config = load_config(args.config)
+    if args.data:
+        config = config.model_copy(update={"data_root": Path(args.data).absolute()})
+    store = Store(ingest(config))
+    splits = read_splits(store, args.splits)
+    print(f"{store.path.parent.name}: {args.splits} splits, {args.seeds} seeds; tuning AUROC: ", end="")
+    print("mean,", ", ".join(store.diseases))
+    for method, width, dropout, decay, rate, size, masking in product(
+        args.methods, args.widths, args.dropouts, args.decays, args.rates, args.batch_sizes,
+        args.masking,
+    ):
+        candidate = Candidate(method, (width,), dropout, decay, rate, size, bool(masking))
+        started = perf_counter()
+        scores, sd = judge(config, store, splits, candidate, args.seeds)
+        line(str(candidate), scores, f" sd {sd:.4f}  {perf_counter() - started:.0f} s")
+        if args.shift:
+            shift(config, store, splits, candidate, args.seeds, args.shift)
+    for settings in TREES[:: max(len(TREES) // args.trees, 1)] if args.trees else []:
+        started = perf_counter()
+        name = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+        line(f"trees: {name:70}", judge_trees(splits, args.seeds, settings),
+             f" {perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
