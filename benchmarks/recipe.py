@@ -197,8 +197,12 @@ def shift(
             aurocs, means = np.mean(pairs, axis=0)
             whole = np.mean(found[mechanism, 0.0], axis=0)
             drift = np.abs(means / whole[1] - 1)
-            line(f"  {mechanism:6} {rate:4.2f}", aurocs, f" {aurocs.mean() - whole[0].mean():+.4f}"
-                 f"  mean prediction moves by {drift.mean():.1%} (at most {drift.max():.1%})")
+            line(
+                f"  {mechanism:6} {rate:4.2f}",
+                aurocs,
+                f" {aurocs.mean() - whole[0].mean():+.4f}"
+                f"  mean prediction moves by {drift.mean():.1%} (at most {drift.max():.1%})",
+            )
 
 
 def main() -> None:
@@ -228,10 +232,18 @@ def main() -> None:
         config = config.model_copy(update={"data_root": Path(args.data).absolute()})
     store = Store(ingest(config))
     splits = read_splits(store, args.splits)
-    print(f"{store.path.parent.name}: {args.splits} splits, {args.seeds} seeds; tuning AUROC: ", end="")
+    print(
+        f"{store.path.parent.name}: {args.splits} splits, {args.seeds} seeds; tuning AUROC: ",
+        end="",
+    )
     print("mean,", ", ".join(store.diseases))
     for method, width, dropout, decay, rate, size, masking in product(
-        args.methods, args.widths, args.dropouts, args.decays, args.rates, args.batch_sizes,
+        args.methods,
+        args.widths,
+        args.dropouts,
+        args.decays,
+        args.rates,
+        args.batch_sizes,
         args.masking,
     ):
         candidate = Candidate(method, (width,), dropout, decay, rate, size, bool(masking))
@@ -243,8 +255,11 @@ def main() -> None:
     for settings in TREES[:: max(len(TREES) // args.trees, 1)] if args.trees else []:
         started = perf_counter()
         name = ", ".join(f"{key} {value:g}" for key, value in settings.items())
-        line(f"trees: {name:70}", judge_trees(splits, args.seeds, settings),
-             f" {perf_counter() - started:.0f} s")
+        line(
+            f"trees: {name:70}",
+            judge_trees(splits, args.seeds, settings),
+            f" {perf_counter() - started:.0f} s",
+        )
 
 
 if __name__ == "__main__":
