@@ -171,7 +171,7 @@ def fit(
 
     _hold_freed_memory()
     for group in _groups(runs, max(x.shape[1], *architecture.hidden, 1), table.device):
-        masked = masking.begin([run.seed for run in group], table) if masking else None
+        masked = masking([run.seed for run in group], table) if masking else None
         _train(group, best, table, masked, report)
     return Fitted(
         best.eval(),
