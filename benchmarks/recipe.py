@@ -176,7 +176,7 @@ def shift(
     seeds: int,
     rates: list[float],
 ) -> None:
-    """Print AUROC and mean prediction when a further share of the entries goes missing.
+    """Print eligible rows' AUROC and mean prediction when a further share of entries goes missing.
 
     Once from all features alike, once sparing those that training rows never lack.
     """
@@ -188,6 +188,7 @@ def shift(
             method, model = restore(base, chosen, path)
             rows, train = split.values[split.tuning], split.values[split.train]
             complete = np.flatnonzero(~np.isnan(train).any(axis=0))
+            eligible = ~np.isnan(split.y[split.tuning].T)
             tables = {"whole": rows}
             for spare, mechanism, rate in product([(), complete], MECHANISMS, rates):
                 lost = Amputation(mechanism, rate, seed=split.number, spare=spare)
@@ -197,7 +198,8 @@ def shift(
             for name, table in tables.items():
                 p = model.predict_proba(method.transform(table)).numpy()
                 p = p.reshape(probability.shape).mean(axis=1)
-                found.setdefault(name, []).append([tuning_aurocs(split, p), p.mean(axis=1)])
+                mean = [p[i, k].mean() for i, k in enumerate(eligible)]
+                found.setdefault(name, []).append([tuning_aurocs(split, p), mean])
         whole, before = np.mean(found["whole"], axis=0)
         print(chosen)
         for name, pairs in found.items():

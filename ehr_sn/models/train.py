@@ -28,7 +28,7 @@ from ehr_sn.models.methods import find_method
 from ehr_sn.models.mixture import Mixture, fit_mixture
 
 REFERENCE = "zero"  # every other method is compared with it, on the same subjects
-FORMAT = 1  # raised whenever the same cell would be trained differently
+FORMAT = 2  # raised whenever the same cell would be trained differently
 
 
 @dataclass(frozen=True)
