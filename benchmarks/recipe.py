@@ -62,13 +62,13 @@ class Candidate:
             hidden=self.hidden,
             dropout=self.dropout,
             augment_missing=self.masking,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
         )
         changes = {
             "methods": {self.scaler: (self.method,)},
             "architectures": {"candidate": network},
             "seeds": seeds,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
             "batch_size": self.batch_size,
             "device": "cpu",
         }

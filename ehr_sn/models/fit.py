@@ -169,7 +169,7 @@ def fit(
         # From a bias of 0 a rare disease's low risk would be learned by all columns that are mostly
         # 1, the mask's above all: risk would then rise with every entry that goes missing.
         log_odds = torch.tensor([-math.log(run.task.odds_against) for run in runs])
-        best.output.bias.data[:, 0, 0] = log_odds.to(table.device)
+        best.tensors()["output.bias"].data[:, 0, 0] = log_odds.to(table.device)
 
     def report() -> None:
         if progress is not None:

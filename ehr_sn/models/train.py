@@ -141,8 +141,8 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
             mixture=_mixture(x[split == "train"]) if how.layer == "gmm" else None,
         ),
         budget=Budget(
-            learning_rate=train.learning_rate_of(network),
-            weight_decay=train.weight_decay_of(network),
+            learning_rate=train.learning_rate,
+            weight_decay=train.weight_decay,
             batch_size=train.batch_size,
             max_epochs=train.max_epochs,
             patience=train.patience,
