@@ -33,7 +33,7 @@ from ehr_sn.ingest.codes import Descendants, Entry, read_entry, share_a_code
 from ehr_sn.ingest.expressions import Expression
 from ehr_sn.ingest.fhir import RESOURCES
 from ehr_sn.ingest.queries import Query
-from ehr_sn.missing.imputers import method_names
+from ehr_sn.models.methods import method_names
 
 AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
 SPLITS = ("train", "tuning", "held_out")
@@ -575,11 +575,15 @@ class Splits(_Model):
 
 
 class ArchitectureConfig(_Model):
-    """A multi-layer perceptron: hidden widths, dropout rate on hidden units, batch norm."""
+    """A multi-layer perceptron: hidden widths, dropout rate on hidden units, batch norm.
+
+    With `augment_missing` it trains on rows that lose further entries at random.
+    """
 
     hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Some] = (64,)
     dropout: float = Field(0.0, ge=0, lt=1)
     batch_norm: bool = False
+    augment_missing: bool = False
 
 
 class Train(_Model):
@@ -691,6 +695,7 @@ class Config(_Model):
         self._numbers_have_an_origin()
         self._follow_up_declared()
         self._no_label_among_features()
+        self._no_batch_norm_with_an_expected_relu()
         return self
 
     def _table_references(self) -> Iterator[tuple[str, str]]:
@@ -851,6 +856,15 @@ class Config(_Model):
             **{f"labels.{name}.until": label.until for name, label in self.labels.items()},
         }
         return {key: column for key, column in written.items() if isinstance(column, str)}
+
+    def _no_batch_norm_with_an_expected_relu(self) -> None:
+        if any("gmm" in methods for methods in self.train.methods.values()):
+            for name, network in self.train.architectures.items():
+                if network.batch_norm:
+                    raise ValueError(
+                        f"train.architectures.{name}.batch_norm: the method gmm computes an "
+                        "expected ReLU, before which there can be none: leave one of them out"
+                    )
 
     @property
     def conditions(self) -> dict[str, str]:

@@ -442,6 +442,7 @@ def _params(config: Config, method: str, scaler: str, architecture: str) -> dict
         "hidden": "-".join(str(width) for width in network.hidden) if network else "",
         "dropout": network.dropout if network else "",
         "batch_norm": network.batch_norm if network else "",
+        "augment_missing": network.augment_missing if network else "",
         "learning_rate": train.learning_rate,
         "weight_decay": train.weight_decay,
         "batch_size": train.batch_size,

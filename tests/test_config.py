@@ -7,7 +7,7 @@ import pytest
 
 from ehr_sn.config import BASELINES, Config, baseline_is_installed, load_config
 from ehr_sn.errors import ConfigError, EhrSnError
-from ehr_sn.missing import method_names
+from ehr_sn.models.methods import method_names
 
 NAFLD = Path(__file__).parents[1] / "configs" / "nafld.yaml"
 
@@ -159,6 +159,7 @@ def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, v
         ("train.architectures", {}, "name at least one"),
         ("train.architectures.mlp", {"hidden": []}, "name at least one"),
         ("train.architectures.mlp", {"dropout": 1}, "less than 1"),
+        ("train.methods.standard", ["neumis"], "did you mean 'neumiss'"),
         ("dataset", "../elsewhere", "letters, digits, _ and -"),
         ("labels.heart failure", {"codes": ["I50"], "prevalent": True}, "letters, digits, _ and -"),
     ],
@@ -348,3 +349,10 @@ def test_paths_are_relative_to_the_configuration(hospital, tmp_path):
     config = hospital.config()
     assert config.resolve("a/b.csv") == tmp_path / "a" / "b.csv"
     assert config.resolve("/a/b.csv") == Path("/a/b.csv")
+
+
+def test_an_expected_relu_takes_no_batch_norm(refused):
+    said = refused(
+        train__methods={"standard": ["gmm"]}, train__architectures={"bn": {"batch_norm": True}}
+    )
+    assert "train.architectures.bn.batch_norm: the method gmm" in said

@@ -246,6 +246,14 @@ class Store:
         return [feature["name"] for feature in self.manifest["features"]]
 
     @cached_property
+    def measurements(self) -> list[str]:
+        """For every feature the measurement of which it is an aggregate, or its own name."""
+        return [
+            feature["name"].removesuffix(f".{feature['aggregate']}")
+            for feature in self.manifest["features"]
+        ]
+
+    @cached_property
     def diseases(self) -> list[str]:
         return list(self.manifest["labels"])
 

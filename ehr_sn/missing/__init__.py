@@ -7,6 +7,7 @@ from ehr_sn.missing.chained import MiceImputer, MissForestImputer, MultipleImput
 from ehr_sn.missing.gain import GainImputer
 from ehr_sn.missing.imputers import (
     METHODS,
+    Erasure,
     MeanImputer,
     MedianImputer,
     MissingMethod,
@@ -20,6 +21,7 @@ from ehr_sn.missing.imputers import (
 )
 from ehr_sn.missing.low_rank import SoftImputer, soft_impute
 from ehr_sn.missing.neighbours import NearestNeighboursImputer
+from ehr_sn.missing.piecewise_linear import PiecewiseLinearEncoder
 from ehr_sn.missing.scalers import SCALERS, QuantileScaler, Winsoriser, make_scaler
 from ehr_sn.missing.sparsity_norm import (
     SparsityNormalizer,
@@ -31,6 +33,7 @@ from ehr_sn.missing.sparsity_norm import (
 __all__ = [
     "METHODS",
     "SCALERS",
+    "Erasure",
     "GainImputer",
     "MeanImputer",
     "MedianImputer",
@@ -40,6 +43,7 @@ __all__ = [
     "MostFrequentImputer",
     "MultipleImputer",
     "NearestNeighboursImputer",
+    "PiecewiseLinearEncoder",
     "QuantileScaler",
     "SoftImputer",
     "SparsityNormalizer",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from ehr_sn.missing.scalers import RowTransformer, Winsoriser, make_scaler
 
 __all__ = [
     "METHODS",
+    "Erasure",
     "MeanImputer",
     "MedianImputer",
     "MissingMethod",
@@ -37,12 +39,29 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class Erasure:
+    """What becomes of a method's output row when entries of the input row go missing.
+
+    source : (n_columns,) the feature that each column of the output stems from
+    blank : (n_columns,) what the column holds where that feature is missing
+    exponent, scaled : the first `scaled` columns are then multiplied by
+        (|m| before / |m| after) ** exponent, where |m| counts observed entries and is at least 1
+    """
+
+    source: NDArray[np.integer]
+    blank: NDArray[np.floating]
+    exponent: float = 0.0
+    scaled: int = 0
+
+
 class MissingMethod(RowTransformer):
     """Base of every method: turns rows with NaN into rows without, and appends the mask if asked.
 
     A subclass writes `_fit(X)`, which sets attributes that end in "_" and hold numbers, arrays or
     text (so that `get_state` can save them), and `_fill(X, observed)`, which returns a new array
-    of X's shape and dtype without NaN.
+    of X's dtype without NaN: X's columns, and after them any that the method adds (named by
+    `_names`). It may write `_erasure()`, so that training can hide entries at little cost.
 
     Parameters
     ----------
@@ -64,15 +83,36 @@ class MissingMethod(RowTransformer):
         filled = self._fill(X, observed)
         return np.hstack([filled, observed.astype(X.dtype)]) if self.add_mask else filled
 
+    def erasure(self) -> Erasure | None:
+        """How output rows change when entries go missing; None if other entries change as well."""
+        filled = self._erasure()
+        if filled is None or not self.add_mask:
+            return filled
+        n = self.n_features_in_
+        return replace(
+            filled,
+            source=np.concatenate([filled.source, np.arange(n)]),
+            blank=np.concatenate([filled.blank, np.zeros(n)]),
+        )
+
+    def _erasure(self) -> Erasure | None:
+        return None
+
     @abstractmethod
     def _fill(
         self, X: NDArray[np.floating], observed: NDArray[np.bool_]
     ) -> NDArray[np.floating]: ...
 
     def get_feature_names_out(self, input_features: ArrayLike | None = None) -> NDArray[np.object_]:
-        """Names of the output columns: the features, then with `add_mask` `<name>.observed`."""
-        names = super().get_feature_names_out(input_features)
-        return np.concatenate([names, names + ".observed"]) if self.add_mask else names
+        """Names of the output columns: the features, what the method adds, then with `add_mask`
+        `<name>.observed`.
+        """
+        features = super().get_feature_names_out(input_features)
+        names = self._names(features)
+        return np.concatenate([names, features + ".observed"]) if self.add_mask else names
+
+    def _names(self, features: NDArray[np.object_]) -> NDArray[np.object_]:
+        return features
 
 
 METHODS: dict[str, Callable[..., MissingMethod]] = {}
@@ -104,6 +144,9 @@ class _ColumnImputer(MissingMethod):
 
     def _fill(self, X: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDArray[np.floating]:
         return np.where(observed, X, self.fill_.astype(X.dtype))
+
+    def _erasure(self) -> Erasure:
+        return Erasure(np.arange(len(self.fill_)), self.fill_)
 
     @abstractmethod
     def _statistic(self, X: NDArray[np.floating]) -> NDArray[np.floating] | float: ...
@@ -194,8 +237,9 @@ def make_method(
     Returns
     -------
     sklearn.pipeline.Pipeline with the steps `winsoriser`, `scaler` and `method`: (n_rows,
-    n_features) floats with NaN in, the same dtype without NaN out, twice as wide with `+mask`. A
-    column without any observed training entry counts as missing in every row, in the mask too.
+    n_features) floats with NaN in, the same dtype without NaN out, wider by n_features with
+    `+mask`. A column without any observed training entry counts as missing in every row, in the
+    mask too.
 
     Raises
     ------

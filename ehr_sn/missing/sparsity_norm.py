@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ehr_sn.missing.imputers import MissingMethod, register
+from ehr_sn.missing.imputers import Erasure, MissingMethod, register
 
 __all__ = [
     "SparsityNormalizer",
@@ -133,6 +133,10 @@ class SparsityNormalizer(MissingMethod):
 
     def _fill(self, X: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDArray[np.floating]:
         return sparsity_normalize(X, observed, self.k_, self.exponent)
+
+    def _erasure(self) -> Erasure:
+        n = self.n_features_in_
+        return Erasure(np.arange(n), np.zeros(n), self.exponent, scaled=n)
 
 
 @register("sparsity_normalization_sqrt")

@@ -124,7 +124,7 @@ def _lightgbm(x: Rows, task: Task, seed: int) -> NDArray[np.floating]:
     }
     stop = early_stopping(PATIENCE, verbose=False)
     model = train(settings, rows, MOST_TREES, valid_sets=[tuning], callbacks=[stop])
-    return model.predict(x, num_iteration=model.best_iteration)
+    return np.asarray(model.predict(x, num_iteration=model.best_iteration))
 
 
 def _xgboost(x: Rows, task: Task, seed: int) -> NDArray[np.floating]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import groupby, pairwise, product
 from typing import Any, NoReturn
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ehr_sn.errors import EhrSnError
+from ehr_sn.models.masking import MaskedRows, Masking
+from ehr_sn.models.mixture import Mixture
 from ehr_sn.models.mlp import SHUFFLING, StackedMLP, stream
 
 GROUP_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
@@ -30,11 +32,17 @@ class TrainingError(EhrSnError, ValueError):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Hidden widths, share of hidden units dropped in training, and whether to normalise them."""
+    """Hidden widths, share of hidden units dropped in training, and whether to normalise them.
+
+    The rest is as `StackedMLP` takes it.
+    """
 
     hidden: tuple[int, ...] = (64,)
     dropout: float = 0.0
     batch_norm: bool = False
+    sparsity_norm: bool = False
+    neumiss: bool = False
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,7 @@ def fit(
     architecture: Architecture = Architecture(),
     budget: Budget = Budget(),
     *,
+    masking: Masking | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Fitted:
@@ -117,13 +126,15 @@ def fit(
     Replicates are exact: one draws only from its own seed's streams, so it becomes what it would
     alone, whatever trains beside it (to rounding; bit for bit on the processors tried, for groups
     of two and more), and bit for bit the same when run again. An epoch is a permutation of its own
-    rows, wrapped around to fill the last batch.
+    rows, wrapped around to fill the last batch. The output's bias starts at the log odds of the
+    training rows (at 0 with `balance_classes`).
 
     Parameters
     ----------
     x : (N, D), finite; used as float32, and held once
     tasks : what to predict; each needs both classes among its training and its tuning rows
     seeds : distinct non-negative integers, used for every task
+    masking : hides entries of the rows trained on, not of those tuned on
     device : where to compute, as PyTorch names it
     progress : called as epochs end with (epochs done, epochs at most), summed over replicates; one
         that has stopped counts with all of its own
@@ -151,11 +162,14 @@ def fit(
     runs = [_Run(place, task, seed, budget) for place, (task, seed) in enumerate(pairs)]
     best = StackedMLP(
         x.shape[1],
-        architecture.hidden,
         seeds=[run.seed for run in runs],
-        dropout=architecture.dropout,
-        batch_norm=architecture.batch_norm,
+        **{field.name: getattr(architecture, field.name) for field in fields(architecture)},
     ).to(table.device)
+    if not budget.balance_classes:
+        # From a bias of 0 a rare disease's low risk would be learned by all columns that are mostly
+        # 1, the mask's above all: risk would then rise with every entry that goes missing.
+        log_odds = torch.tensor([-math.log(run.task.odds_against) for run in runs])
+        best.tensors()["output.bias"].data[:, 0, 0] = log_odds.to(table.device)
 
     def report() -> None:
         if progress is not None:
@@ -163,7 +177,8 @@ def fit(
 
     _hold_freed_memory()
     for group in _groups(runs, max(x.shape[1], *architecture.hidden, 1), table.device):
-        _train(group, best, table, report)
+        masked = masking([run.seed for run in group], table) if masking else None
+        _train(group, best, table, masked, report)
     return Fitted(
         best.eval(),
         tuple(Replicate(run.seed, run.task.place) for run in runs),
@@ -171,13 +186,19 @@ def fit(
     )
 
 
-def _train(runs: list[_Run], best: StackedMLP, table: Tensor, report: Callable[[], None]) -> None:
+def _train(
+    runs: list[_Run],
+    best: StackedMLP,
+    table: Tensor,
+    masked: MaskedRows | None,
+    report: Callable[[], None],
+) -> None:
     """Train runs side by side until the last has stopped, and leave each at its best in `best`."""
     budget = runs[0].budget
     live = best.select([run.place for run in runs]).train()
     optimiser = _adam(live, budget)
     while runs:
-        _take_steps(runs, live, optimiser, table)
+        _take_steps(runs, live, optimiser, table, masked)
         ended = [i for i, run in enumerate(runs) if not len(run.batches)]
         if not ended:
             continue
@@ -218,7 +239,11 @@ def _keep(live: StackedMLP, optimiser: torch.optim.AdamW, going: Sequence[int]) 
 
 
 def _take_steps(
-    runs: Sequence[_Run], live: StackedMLP, optimiser: torch.optim.AdamW, table: Tensor
+    runs: Sequence[_Run],
+    live: StackedMLP,
+    optimiser: torch.optim.AdamW,
+    table: Tensor,
+    masked: MaskedRows | None = None,
 ) -> None:
     """Step all runs until an epoch of one of them ends, or `LOOKAHEAD` is reached."""
     n_steps = min(LOOKAHEAD, *(len(run.batches) for run in runs))
@@ -231,7 +256,10 @@ def _take_steps(
         weight = torch.tensor([[run.task.odds_against] for run in runs], device=table.device)
     losses = torch.zeros(len(runs), device=table.device)
     for step_rows, step_y in zip(rows, y, strict=True):
-        x = table.index_select(0, step_rows.view(-1)).view(*step_rows.shape, -1)
+        if masked is None:
+            x = table.index_select(0, step_rows.view(-1)).view(*step_rows.shape, -1)
+        else:
+            x = masked.take(step_rows, live.seeds)
         loss = binary_cross_entropy_with_logits(
             live(x), step_y, pos_weight=weight, reduction="none"
         ).mean(1)

@@ -24,11 +24,15 @@ from threadpoolctl import threadpool_limits
 from ehr_sn.config import REFERENCE, Config, digest
 from ehr_sn.ingest.store import Store
 from ehr_sn.missing import get_state, make_method, set_state
+from ehr_sn.missing.amputate import find_panels
 from ehr_sn.models.baselines import BASELINES, fit_baseline
 from ehr_sn.models.fit import Architecture, Budget, Fitted, Task, fit
+from ehr_sn.models.masking import masking_of
+from ehr_sn.models.methods import find_method
+from ehr_sn.models.mixture import Mixture, fit_mixture
 
 NOTHING = "none"  # the method and the scaler of a baseline
-FORMAT = 2  # raised whenever the same cell would be trained differently
+FORMAT = 3  # raised whenever the same cell would be trained differently
 
 Comparison = tuple[str, str, str]
 """Method, scaler and architecture, by their names."""
@@ -171,7 +175,8 @@ def fitted_method(
     What was fitted is kept on disk, and found again by cells of other architectures, and by the
     variant with the mask: only the first of them spends the time.
     """
-    plain, winsorise = cell.method.removesuffix("+mask"), config.train.winsorise
+    rows, winsorise = find_method(cell.method).rows, config.train.winsorise
+    plain = rows.removesuffix("+mask")
     key = digest(
         [FORMAT, store.fingerprint, plain, cell.scaler, cell.split, winsorise, dict(params)]
     )
@@ -185,7 +190,7 @@ def fitted_method(
     with safe_open(path, framework="np") as file:
         seconds = json.loads(file.metadata()["about"])["seconds"]
         learned = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    pipeline = make_method(cell.method, cell.scaler, winsorise, **params)
+    pipeline = make_method(rows, cell.scaler, winsorise, **params)
     return set_state(pipeline, learned), seconds
 
 
@@ -205,7 +210,8 @@ def _networks(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[s
 
     A method of several draws gives each seed a draw of its own.
     """
-    method, seeds = make_method(cell.method, cell.scaler)["method"], range(config.train.seeds)
+    method = make_method(find_method(cell.method).rows, cell.scaler)["method"]
+    seeds = range(config.train.seeds)
     groups = [[seed] for seed in seeds] if method.draws else [list(seeds)]
     tried = []
     for params in method.candidates:
@@ -250,17 +256,31 @@ def _networks(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[s
 def _train(
     config: Config, store: Store, cell: Cell, params: Mapping[str, Any], seeds: list[int]
 ) -> _Part:
-    train = config.train
+    train, how = config.train, find_method(cell.method)
+    network = train.architectures[cell.architecture]
     method, impute_seconds = fitted_method(config, store, cell, params)
     started = perf_counter()
-    table = method.transform(store.values())
+    values = store.values()
+    table = method.transform(values)
+    training_rows = store.splits()[:, cell.split] == "train"
+    masking = None
+    if network.augment_missing:
+        panels = find_panels(~np.isnan(values[training_rows]), store.measurements)
+        masking = masking_of(method, values, panels)
     impute_seconds += perf_counter() - started
     started = perf_counter()
     networks = fit(
         table,
         _tasks(store, cell.split),
         seeds=seeds,
-        architecture=Architecture(**train.architectures[cell.architecture].model_dump()),
+        architecture=Architecture(
+            network.hidden,
+            network.dropout,
+            network.batch_norm,
+            sparsity_norm=how.sparsity_norm,
+            neumiss=how.layer == "neumiss",
+            mixture=_mixture(table[training_rows]) if how.layer == "gmm" else None,
+        ),
         budget=Budget(
             learning_rate=train.learning_rate,
             weight_decay=train.weight_decay,
@@ -269,6 +289,7 @@ def _train(
             patience=train.patience,
             balance_classes=train.balance_classes,
         ),
+        masking=masking,
         device=_device(train.device),
     )
     return _Part(networks, method, table, impute_seconds, perf_counter() - started)
@@ -318,10 +339,16 @@ def _tuning_auroc(parts: Sequence[_Part]) -> float:
 def _stacked(parts: Sequence[torch.Tensor], n_tasks: int) -> torch.Tensor:
     """Replicates of several parts, each task-major along the first axis, as one: task-major."""
     first = parts[0]
-    if first.ndim == 0:  # a setting, the same in all parts
+    if len(parts) == 1 or first.ndim == 0:  # or a setting, the same in all parts
         return first
     by_task = [part.reshape(n_tasks, -1, *first.shape[1:]) for part in parts]
     return torch.cat(by_task, dim=1).reshape(-1, *first.shape[1:])
+
+
+def _mixture(rows: NDArray[np.float32]) -> Mixture:
+    """The mixture of training rows [x | mask]."""
+    x, mask = np.hsplit(rows, 2)
+    return fit_mixture(x, mask > 0)
 
 
 def _device(name: str) -> str:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from ehr_sn.config import BASELINES
 from ehr_sn.evaluate.table import all_methods
-from ehr_sn.missing import method_names
+from ehr_sn.models.methods import method_names
 
 DISEASES = ("cardiovascular", "fatty_liver", "hypertension", "heart_failure", "diabetes")
 
