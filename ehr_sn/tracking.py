@@ -43,7 +43,15 @@ from ehr_sn.models.train import (
 
 DEFAULT_FOLDER = Path("mlruns")
 BATCH = 1000  # metrics that MLflow takes in one call
-DELTAS = ("delta_auroc", "delta_ci_low", "delta_ci_high", "delta_p", "delta_p_holm")
+DELTAS = (
+    "delta_auroc",
+    "delta_ci_low",
+    "delta_ci_high",
+    "delta_p",
+    "delta_p_holm",
+    "delta_bootstrap_ci_low",
+    "delta_bootstrap_ci_high",
+)
 COLUMNS = (
     "params.`method`",
     "params.`architecture`",
@@ -348,6 +356,7 @@ def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:
         "auroc_per_seed": [m.value for m in sorted(per_seed, key=lambda m: m.step)],
         "auroc_mean": metrics["test_auroc"],
         "auroc_std": metrics["test_auroc_std"],
+        "auroc_seed_std": metrics.get("test_auroc_seed_std"),
         "auroc_split_std": metrics["test_auroc_split_std"],
         "auroc_ensemble": metrics["test_auroc_ensemble"],
         "ci_low": metrics["test_auroc_ci_low"],
