@@ -6,10 +6,10 @@ averaged over diseases and splits. Its networks stop early on those same rows, a
 the figures choose, they do not promise. Held-out rows are never read.
 
     python benchmarks/recipe.py configs/nafld.yaml --splits 2 --seeds 2
-    python benchmarks/recipe.py configs/nafld.yaml --splits 2 --seeds 5 --shift recipe
+    python benchmarks/recipe.py configs/nafld.yaml --splits 2 --seeds 2 --trees 8 --shift 0.25 0.5
 
-The second form measures what a further loss of entries does: AUROC and mean prediction on tuning
-rows that were amputated, for the candidate with and without random masking.
+`--shift` measures as well what a further loss of entries does: AUROC and mean prediction on tuning
+rows that were amputated, for each candidate with and without random masking.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.missing import make_method, set_state
 from ehr_sn.missing.amputate import Amputation
+from ehr_sn.models.methods import find_method
 from ehr_sn.models.mlp import StackedMLP
 from ehr_sn.models.train import Cell, train_cell
 
@@ -37,18 +38,19 @@ from ehr_sn.models.train import Cell, train_cell
 class Candidate:
     """One setting of the network."""
 
-    method: str = "zero+mask"
-    hidden: tuple[int, ...] = (64,)
-    dropout: float = 0.0
-    weight_decay: float = 1e-2
-    learning_rate: float = 3e-3
-    batch_size: int = 256
-    masking: bool = False
+    method: str
+    scaler: str
+    hidden: tuple[int, ...]
+    dropout: float
+    weight_decay: float
+    learning_rate: float
+    batch_size: int
+    masking: bool
 
     def __str__(self) -> str:
         width = "-".join(map(str, self.hidden))
         return (
-            f"{self.method:22} hidden {width:7} dropout {self.dropout:<4g} decay "
+            f"{self.method:22} {self.scaler:8} hidden {width:7} dropout {self.dropout:<4g} decay "
             f"{self.weight_decay:<6g} rate {self.learning_rate:<6g} batch {self.batch_size:<4d} "
             f"{'masking' if self.masking else '-':7}"
         )
@@ -63,27 +65,13 @@ class Candidate:
             weight_decay=self.weight_decay,
         )
         changes = {
-            "methods": {"standard": (self.method,)},
+            "methods": {self.scaler: (self.method,)},
             "architectures": {"candidate": network},
             "seeds": seeds,
             "batch_size": self.batch_size,
-            "max_epochs": 60,
             "device": "cpu",
         }
         return base.model_copy(update={"train": base.train.model_copy(update=changes)})
-
-
-GRID = [
-    Candidate(method, (width,), dropout, decay, rate, masking=masking)
-    for method, width, dropout, decay, rate, masking in product(
-        ["zero+mask", "piecewise_linear+mask"],
-        [64, 128, 256],
-        [0.0, 0.3, 0.5],
-        [1e-2, 5e-2, 2e-1, 1.0],
-        [1e-3, 3e-3],
-        [False, True],
-    )
-]
 
 
 @dataclass(frozen=True)
@@ -115,7 +103,7 @@ def networks(
 ) -> tuple[np.ndarray, Path]:
     """Tuning probabilities (diseases, seeds, rows), and the cell's file."""
     config = candidate.config(base, seeds)
-    cell = Cell(candidate.method, "standard", "candidate", split.number)
+    cell = Cell(candidate.method, candidate.scaler, "candidate", split.number)
     path = train_cell(config, store, cell)
     with safe_open(path, framework="np") as file:
         return file.get_tensor("probability/tuning"), path
@@ -182,7 +170,10 @@ def shift(
                 for kind in ("network/", "method/")
             }
             state = {name: t.numpy() for name, t in part["method/"].items()}
-            method = set_state(make_method(chosen.method, "standard", base.train.winsorise), state)
+            method = set_state(
+                make_method(find_method(chosen.method).rows, chosen.scaler, base.train.winsorise),
+                state,
+            )
             model = StackedMLP.from_state(part["network/"]).eval()
             rows = split.values[split.tuning]
             for mechanism, rate in product(("mcar", "panel", "mar", "mnar"), (0.0, *rates)):
@@ -197,8 +188,12 @@ def shift(
             aurocs, means = np.mean(pairs, axis=0)
             whole = np.mean(found[mechanism, 0.0], axis=0)
             drift = np.abs(means / whole[1] - 1)
-            line(f"  {mechanism:6} {rate:4.2f}", aurocs, f" {aurocs.mean() - whole[0].mean():+.4f}"
-                 f"  mean prediction moves by {drift.mean():.1%} (at most {drift.max():.1%})")
+            line(
+                f"  {mechanism:6} {rate:4.2f}",
+                aurocs,
+                f" {aurocs.mean() - whole[0].mean():+.4f}"
+                f"  mean prediction moves by {drift.mean():.1%} (at most {drift.max():.1%})",
+            )
 
 
 def main() -> None:
@@ -212,7 +207,8 @@ def main() -> None:
     add("--splits", type=int, default=1)
     add("--seeds", type=int, default=2)
     add("--methods", nargs="+", default=["zero+mask", "piecewise_linear+mask"])
-    add("--widths", type=int, nargs="+", default=[64, 128])
+    add("--scalers", nargs="+", default=["standard", "quantile"])
+    add("--hidden", nargs="+", default=["64", "128", "64-64"], help="widths, as 64-64")
     add("--dropouts", type=float, nargs="+", default=[0.0, 0.5])
     add("--decays", type=float, nargs="+", default=[1e-2, 1e-1])
     add("--rates", type=float, nargs="+", default=[3e-3], help="learning rates")
@@ -228,13 +224,22 @@ def main() -> None:
         config = config.model_copy(update={"data_root": Path(args.data).absolute()})
     store = Store(ingest(config))
     splits = read_splits(store, args.splits)
-    print(f"{store.path.parent.name}: {args.splits} splits, {args.seeds} seeds; tuning AUROC: ", end="")
+    print(
+        f"{store.path.parent.name}: {args.splits} splits, {args.seeds} seeds; tuning AUROC: ",
+        end="",
+    )
     print("mean,", ", ".join(store.diseases))
-    for method, width, dropout, decay, rate, size, masking in product(
-        args.methods, args.widths, args.dropouts, args.decays, args.rates, args.batch_sizes,
+    for method, scaler, hidden, dropout, decay, rate, size, masking in product(
+        args.methods,
+        args.scalers,
+        [tuple(map(int, widths.split("-"))) for widths in args.hidden],
+        args.dropouts,
+        args.decays,
+        args.rates,
+        args.batch_sizes,
         args.masking,
     ):
-        candidate = Candidate(method, (width,), dropout, decay, rate, size, bool(masking))
+        candidate = Candidate(method, scaler, hidden, dropout, decay, rate, size, bool(masking))
         started = perf_counter()
         scores, sd = judge(config, store, splits, candidate, args.seeds)
         line(str(candidate), scores, f" sd {sd:.4f}  {perf_counter() - started:.0f} s")
@@ -243,8 +248,11 @@ def main() -> None:
     for settings in TREES[:: max(len(TREES) // args.trees, 1)] if args.trees else []:
         started = perf_counter()
         name = ", ".join(f"{key} {value:g}" for key, value in settings.items())
-        line(f"trees: {name:70}", judge_trees(splits, args.seeds, settings),
-             f" {perf_counter() - started:.0f} s")
+        line(
+            f"trees: {name:70}",
+            judge_trees(splits, args.seeds, settings),
+            f" {perf_counter() - started:.0f} s",
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pydantic import (
 
 from ehr_sn.errors import ConfigError, did_you_mean
 from ehr_sn.ingest.expressions import Expression
-from ehr_sn.missing.imputers import method_names
+from ehr_sn.models.methods import method_names
 
 AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
 SPLITS = ("train", "tuning", "held_out")
@@ -432,6 +432,7 @@ class Config(_Model):
         self._numbers_have_an_origin()
         self._follow_up_declared()
         self._no_label_among_features()
+        self._no_batch_norm_with_an_expected_relu()
         return self
 
     def _table_references(self) -> Iterator[tuple[str, str]]:
@@ -508,6 +509,15 @@ class Config(_Model):
                     raise ValueError(
                         f"{key}: holds a code of labels.{name}, which is recorded by the "
                         "prediction time: the feature would give the label away"
+                    )
+
+    def _no_batch_norm_with_an_expected_relu(self) -> None:
+        if any("gmm" in methods for methods in self.train.methods.values()):
+            for name, network in self.train.architectures.items():
+                if network.batch_norm:
+                    raise ValueError(
+                        f"train.architectures.{name}.batch_norm: the method gmm computes an "
+                        "expected ReLU, before which there can be none: leave one of them out"
                     )
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ehr_sn.config import load_config
-from ehr_sn.missing import method_names
+from ehr_sn.models.methods import method_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -63,9 +63,7 @@ def find_panels(
     return np.argsort(np.argsort(first))[inverse].astype(np.int64)
 
 
-def hide(
-    rng: np.random.Generator, n_rows: int, panels: NDArray[np.integer]
-) -> NDArray[np.bool_]:
+def hide(rng: np.random.Generator, n_rows: int, panels: NDArray[np.integer]) -> NDArray[np.bool_]:
     """Draw what random masking in training hides: (n_rows, n_features), true = hidden.
 
     Every row is left whole with probability ½. Else it gets a rate from U(0, ¾), at which it loses
@@ -114,8 +112,8 @@ class Amputation:
     --------
     >>> x = np.arange(6.0).reshape(3, 2)
     >>> Amputation("mcar", 0.5, seed=1).fit(x)(x)
-    array([[ 0., nan],
-           [nan,  3.],
+    array([[nan, nan],
+           [ 2., nan],
            [ 4.,  5.]])
     """
 

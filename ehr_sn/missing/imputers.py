@@ -216,7 +216,8 @@ def make_method(
     -------
     sklearn.pipeline.Pipeline with the steps `winsoriser`, `scaler` and `method`: (n_rows,
     n_features) floats with NaN in, the same dtype without NaN out, wider by n_features with
-    `+mask`. A column without any observed training entry counts as missing in every row, in the mask too.
+    `+mask`. A column without any observed training entry counts as missing in every row, in the
+    mask too.
 
     Raises
     ------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import groupby, pairwise, product
 from typing import Any, NoReturn
 
@@ -16,6 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ehr_sn.errors import EhrSnError
 from ehr_sn.models.masking import MaskedRows, Masking
+from ehr_sn.models.mixture import Mixture
 from ehr_sn.models.mlp import SHUFFLING, StackedMLP, stream
 
 GROUP_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
@@ -31,11 +32,17 @@ class TrainingError(EhrSnError, ValueError):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Hidden widths, share of hidden units dropped in training, and whether to normalise them."""
+    """Hidden widths, share of hidden units dropped in training, and whether to normalise them.
+
+    The rest is as `StackedMLP` takes it.
+    """
 
     hidden: tuple[int, ...] = (64,)
     dropout: float = 0.0
     batch_norm: bool = False
+    sparsity_norm: bool = False
+    neumiss: bool = False
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -154,10 +161,8 @@ def fit(
     runs = [_Run(place, task, seed, budget) for place, (task, seed) in enumerate(pairs)]
     best = StackedMLP(
         x.shape[1],
-        architecture.hidden,
         seeds=[run.seed for run in runs],
-        dropout=architecture.dropout,
-        batch_norm=architecture.batch_norm,
+        **{field.name: getattr(architecture, field.name) for field in fields(architecture)},
     ).to(table.device)
 
     def report() -> None:

@@ -70,7 +70,11 @@ class Erasing(Masking):
 class _ErasedRows(MaskedRows):
     def __init__(self, seeds: Sequence[int], table: Tensor, how: Erasing) -> None:
         super().__init__(seeds, table)
-        self.panels, self.exponent, self.scaled = how.panels, how.erasure.exponent, how.erasure.scaled
+        self.panels, self.exponent, self.scaled = (
+            how.panels,
+            how.erasure.exponent,
+            how.erasure.scaled,
+        )
         self.source = torch.from_numpy(how.erasure.source).to(table.device)
         blank = torch.from_numpy(how.erasure.blank.astype(np.float32)).to(table.device)
         self.blank = blank if blank.any() else None

@@ -15,6 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ehr_sn.models.layers import ExpectedReLU, NeuMiss, SparsityNorm
+from ehr_sn.models.mixture import Mixture
+
 INITIAL_WEIGHTS, SHUFFLING, DROPOUT, MASKING, INPUT_WEIGHTS = range(5)
 NORM_MOMENTUM, NORM_EPSILON = 0.1, 1e-5  # as torch.nn.BatchNorm1d
 
@@ -98,6 +101,11 @@ class StackedMLP(nn.Module):
     dropout : share of hidden units dropped in training, in [0, 1), to the nearest 1/256; the kept
         ones are scaled up to match (Srivastava et al., JMLR 15:1929, 2014)
     batch_norm : normalise each hidden layer over the batch, before its ReLU
+    sparsity_norm : sparsity-normalise each hidden layer's output, with K = its number of units;
+        units that dropout leaves out count as missing, and nothing else makes up for them
+    neumiss : take rows [x | mask] of D columns in all, and fill x by a NeuMiss block first
+    mixture : take rows [x | mask] of D columns in all, and let the first hidden layer give its
+        expected ReLU under this distribution of what is missing; not with batch norm
 
     Examples
     --------
@@ -114,15 +122,28 @@ class StackedMLP(nn.Module):
         seeds: Sequence[int],
         dropout: float = 0.0,
         batch_norm: bool = False,
+        sparsity_norm: bool = False,
+        neumiss: bool = False,
+        mixture: Mixture | None = None,
     ) -> None:
         super().__init__()
+        if mixture is not None and (batch_norm or neumiss or not hidden):
+            raise ValueError("an expected ReLU needs a hidden layer, and no batch norm or NeuMiss")
         self.seeds = tuple(seeds)
         self.dropout = round(dropout * 256) / 256
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be from 0 to below 1, not {dropout}")
         rngs = [np.random.Generator(stream(seed, INITIAL_WEIGHTS)) for seed in self.seeds]
         self.layers, self.norms = nn.ModuleList(), nn.ModuleList()
-        n_in = n_features
+        self.sparsity_norm = sparsity_norm
+        takes_mask = neumiss or mixture is not None
+        n_in = n_features // 2 if takes_mask else n_features
+        self.neumiss = self.expected = None
+        if neumiss:
+            own = [np.random.Generator(stream(seed, INPUT_WEIGHTS)) for seed in self.seeds]
+            self.neumiss = NeuMiss(_uniform(own, n_in, n_in), _uniform(own, n_in, n_in))
+        if mixture is not None:
+            self.expected = ExpectedReLU(mixture, len(rngs))
         for n_out in hidden:
             weight = _uniform(rngs, n_in, n_out)
             # Batch norm cancels a bias before it: its gradient is rounding noise, which Adam would
@@ -143,8 +164,13 @@ class StackedMLP(nn.Module):
         h = x if x.ndim == 3 else x.expand(len(self), -1, -1)
         dropout = self.dropout if self.training else 0.0
         gain = 1.0
+        if self.neumiss is not None:
+            h = self.neumiss(h)
         for i, layer in enumerate(self.layers):
-            h = layer(h, gain)
+            if i == 0 and self.expected is not None:
+                h = self.expected(h, layer.weight, layer.bias)
+            else:
+                h = layer(h, gain)
             if self.norms:
                 h = self.norms[i](h)
             if dropout:
@@ -153,6 +179,8 @@ class StackedMLP(nn.Module):
                 h.detach().mul_(self._kept(h))
                 gain = 1 / (1 - dropout)
             h = h.relu_()
+            if self.sparsity_norm:
+                h, gain = SparsityNorm(k=h.shape[2])(h), 1.0
         return self.output(h, gain).squeeze(2)
 
     def _kept(self, h: Tensor) -> Tensor:
@@ -227,6 +255,7 @@ class StackedMLP(nn.Module):
         return tensors | {
             "seeds": torch.tensor(self.seeds, dtype=torch.int64),
             "dropout": torch.tensor(self.dropout, dtype=torch.float64),
+            "sparsity_norm": torch.tensor(self.sparsity_norm),
         }
 
     @classmethod
@@ -240,12 +269,20 @@ class StackedMLP(nn.Module):
         """
         n_layers = sum(name.startswith("layers.") and "weight" in name for name in state)
         weights = [state[f"layers.{i}.weight"] for i in range(n_layers)] + [state["output.weight"]]
+        mixture = None
+        if "expected.mean" in state:
+            mixture = Mixture(*(state[f"expected.{name}"][0].numpy() for name in Mixture.NAMES))
+        neumiss = "neumiss.weight" in state
+        takes_mask = neumiss or mixture is not None
         model = cls(
-            weights[0].shape[1],
+            weights[0].shape[1] * (2 if takes_mask else 1),
             [weight.shape[2] for weight in weights[:-1]],
             seeds=state["seeds"].tolist(),
             dropout=float(state["dropout"]),
             batch_norm="norms.0.weight" in state,
+            sparsity_norm=bool(state["sparsity_norm"]),
+            neumiss=neumiss,
+            mixture=mixture,
         )
         for name, tensor in model.tensors().items():
             tensor.data = state[name].detach().clone()

@@ -24,6 +24,8 @@ from ehr_sn.missing import get_state, make_method
 from ehr_sn.missing.amputate import find_panels
 from ehr_sn.models.fit import Architecture, Budget, Task, fit
 from ehr_sn.models.masking import masking_of
+from ehr_sn.models.methods import find_method
+from ehr_sn.models.mixture import Mixture, fit_mixture
 
 REFERENCE = "zero"  # every other method is compared with it, on the same subjects
 FORMAT = 1  # raised whenever the same cell would be trained differently
@@ -102,7 +104,8 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
         return path
     started = perf_counter()
     split = store.splits()[:, cell.split]
-    method = make_method(cell.method, cell.scaler, config.train.winsorise)
+    how = find_method(cell.method)
+    method = make_method(how.rows, cell.scaler, config.train.winsorise)
     values = store.values()
     x = method.fit(values[split == "train"]).transform(values)
     labels = store.labels()
@@ -129,7 +132,14 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
         x,
         tasks,
         seeds=range(train.seeds),
-        architecture=Architecture(network.hidden, network.dropout, network.batch_norm),
+        architecture=Architecture(
+            network.hidden,
+            network.dropout,
+            network.batch_norm,
+            sparsity_norm=how.sparsity_norm,
+            neumiss=how.layer == "neumiss",
+            mixture=_mixture(x[split == "train"]) if how.layer == "gmm" else None,
+        ),
         budget=Budget(
             learning_rate=train.learning_rate_of(network),
             weight_decay=train.weight_decay_of(network),
@@ -169,6 +179,12 @@ def read_cell(path: Path, store: Store) -> TrainedCell:
         eligible = ~np.isnan(labels[:, i])
         held_out[disease] = HeldOut(labels[eligible, i], probability[i][:, eligible])
     return TrainedCell(held_out, curves, best_epoch, about["seconds"])
+
+
+def _mixture(rows: NDArray[np.float32]) -> Mixture:
+    """The mixture of training rows [x | mask]."""
+    x, mask = np.hsplit(rows, 2)
+    return fit_mixture(x, mask > 0)
 
 
 def _device(name: str) -> str:

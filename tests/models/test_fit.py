@@ -12,9 +12,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.models import fit as module
 from ehr_sn.models.fit import Architecture, Budget, Fitted, Replicate, Task, TrainingError, fit
+from ehr_sn.models.mixture import Mixture
 from ehr_sn.models.mlp import SHUFFLING, StackedMLP, stream
 
 N, D = 700, 6
+
 BUDGET = Budget(learning_rate=0.01, batch_size=32, max_epochs=8, patience=2)
 ARCHITECTURES = {
     "linear": Architecture(hidden=()),
@@ -22,6 +24,12 @@ ARCHITECTURES = {
     "deep with dropout": Architecture(hidden=(16, 8), dropout=0.5),
     "batch norm": Architecture(hidden=(16,), batch_norm=True),
     "all": Architecture(hidden=(12, 5), dropout=0.25, batch_norm=True),
+    "sparsity norm": Architecture(hidden=(16, 8), dropout=0.25, sparsity_norm=True),
+}
+MIXTURE = Mixture(np.log([0.5, 0.5]), np.array([[-1.0] * 3, [1.0] * 3]), np.ones((2, 3)))
+TAKES_MASK = {
+    "neumiss": Architecture(hidden=(16,), neumiss=True),
+    "gmm": Architecture(hidden=(16,), dropout=0.25, mixture=MIXTURE),
 }
 
 
@@ -59,6 +67,17 @@ def assert_same(one: StackedMLP, other: StackedMLP, atol: float = 1e-4) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_a_replicate_is_what_it_would_be_alone(x, tasks, architecture):
+    assert_exact(x, tasks, architecture)
+
+
+@pytest.mark.parametrize("architecture", TAKES_MASK.values(), ids=TAKES_MASK)
+def test_so_is_one_that_takes_rows_with_their_mask(x, tasks, architecture):
+    values, mask = np.hsplit(x, 2)
+    mask = (mask > -0.5).astype(np.float32)
+    assert_exact(np.hstack([values * mask, mask]), tasks, architecture)
+
+
+def assert_exact(x, tasks, architecture) -> None:
     together = fit(x, tasks, [3, 0, 8], architecture, BUDGET)
     stops = {len(history.tuning_auroc) for history in together.history}
     assert len(stops) > 1, "replicates should stop at different epochs here"
