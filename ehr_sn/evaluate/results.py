@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -9,15 +10,19 @@ from ehr_sn.evaluate.metrics import auroc, summarise
 from ehr_sn.evaluate.plots import Curve
 from ehr_sn.evaluate.statistics import (
     AUROC,
+    Friedman,
     PairedAUROC,
     PairedBootstrap,
+    WinTieLoss,
     bootstrap_over_splits,
     delong,
+    friedman,
     holm,
     mean_sd,
     over_splits,
     paired_bootstrap,
     paired_delong,
+    win_tie_loss,
 )
 from ehr_sn.models.train import HeldOut
 
@@ -131,6 +136,41 @@ def evaluate(
         return results
     corrected = holm([result.versus_reference.p for result in results if result.versus_reference])
     return [replace(r, p_holm=float(p)) for r, p in zip(results, corrected, strict=True)]
+
+
+def name_of(method: str, scaler: str) -> str:
+    """A method as tables and ranks call it."""
+    return method if scaler == "standard" else f"{method} · {scaler}"
+
+
+def rank_methods(results: Sequence[Mapping[str, Any]]) -> Friedman | None:
+    """Rank methods (with their scalers) over diseases and architectures; None for too few.
+
+    `results` are flat dicts with disease, architecture, method, scaler and auroc_ensemble, as
+    `tracking` gives them. Cells that lack a method are left out.
+    """
+    table: dict[tuple[str, str], dict[str, float]] = {}
+    for r in results:
+        cell = table.setdefault((r["disease"], r["architecture"]), {})
+        cell[name_of(r["method"], r["scaler"])] = r["auroc_ensemble"]
+    methods = list(dict.fromkeys(name for cell in table.values() for name in cell))
+    whole = [[cell[m] for m in methods] for cell in table.values() if len(cell) == len(methods)]
+    return friedman(whole, methods) if min(len(whole), len(methods)) >= 2 else None
+
+
+def records(results: Sequence[Mapping[str, Any]]) -> dict[str, WinTieLoss]:
+    """Method → its wins, ties and losses against zero imputation, over diseases and architectures.
+
+    Of the same scaler and architecture; a tie is an interval of the difference that includes zero.
+    """
+    intervals: dict[str, list[tuple[float, float]]] = {}
+    for r in results:
+        if r["delta_auroc"] is not None:
+            low, high = (
+                np.nan if r[k] is None else r[k] for k in ("delta_ci_low", "delta_ci_high")
+            )
+            intervals.setdefault(name_of(r["method"], r["scaler"]), []).append((low, high))
+    return {name: win_tie_loss(known) for name, known in intervals.items()}
 
 
 def curves(splits: Sequence[HeldOut]) -> list[Curve]:

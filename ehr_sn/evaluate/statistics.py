@@ -424,10 +424,11 @@ def bootstrap_over_splits(results: Sequence[PairedBootstrap]) -> PairedBootstrap
     >>> bootstrap_over_splits([one, one]) == one
     True
     """
-    means = [(r.difference, r.ci_low, r.ci_high) for r in results]
-    counts = np.mean([(r.n, r.n_positive) for r in results], axis=0)
-    n, n_positive = (round(count) for count in counts)
-    return PairedBootstrap(*np.mean(means, axis=0).tolist(), n, n_positive, results[0].draws)
+    numbers = [(r.difference, r.ci_low, r.ci_high, r.n, r.n_positive) for r in results]
+    difference, low, high, n, n_positive = np.mean(numbers, axis=0).tolist()
+    return PairedBootstrap(
+        difference, low, high, n=round(n), n_positive=round(n_positive), draws=results[0].draws
+    )
 
 
 def mean_sd(values: ArrayLike) -> MeanSD:
