@@ -46,7 +46,7 @@ class DecisionCurve:
 
     def useful(self) -> tuple[float, float] | None:
         """The widest run of thresholds at which the model beats both; None if there is none."""
-        better = np.array(self.model) > np.maximum(self.treat_all, 0)
+        better = np.array(self.model) > np.maximum(self.treat_all, 0) + 1e-12
         ends = np.flatnonzero(np.diff(np.concatenate([[0], better, [0]])))
         if not ends.size:
             return None
@@ -80,7 +80,9 @@ def decision_curve(splits: Sequence[Split], *, points: int = 60) -> DecisionCurv
     model = [np.mean([net_benefit(y, p, t) for y, p in splits]) for t in thresholds]
     prevalence = np.mean([np.mean(np.asarray(y)) for y, _ in splits])
     everybody = prevalence - (1 - prevalence) * thresholds / (1 - thresholds)
-    return DecisionCurve(tuple(thresholds.tolist()), tuple(map(float, model)), tuple(everybody))
+    return DecisionCurve(
+        tuple(thresholds.tolist()), tuple(map(float, model)), tuple(everybody.tolist())
+    )
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def calibration_in_the_large(y: ArrayLike, p: ArrayLike) -> float:
     """The intercept of `calibration` alone, which needs no slope; y and p of shape (n,).
 
     >>> round(calibration_in_the_large([0, 0, 1], [0.1, 0.2, 0.3]), 2)
-    0.82
+    0.73
     """
     positive, p = checked(y, p, ndim=1, probabilities=True)
     class_sizes(positive)
