@@ -225,7 +225,7 @@ class ShiftedRows:
     labels: NDArray[np.float32]
 
     @classmethod
-    @lru_cache(maxsize=4)
+    @lru_cache(maxsize=2)
     def of(cls, store: Store, split: int = 0) -> ShiftedRows:
         """The mechanisms learn panels and ranks from the split's training rows.
 
@@ -270,23 +270,6 @@ def _shift_metrics(y: ArrayLike, p: Array) -> tuple[float, ...]:
     return float(auroc(y, p)), float(p.mean()), slope, intercept
 
 
-def mean_shifts(splits: Sequence[list[list[Shift]]]) -> list[list[Shift]]:
-    """The mean over splits of what `ShiftedRows.shifts` gives for each."""
-    return [
-        [
-            Shift(
-                of_splits[0].mechanism,
-                {
-                    name: tuple(_mean(np.array([s.values[name] for s in of_splits])).tolist())
-                    for name in SHIFT_METRICS
-                },
-            )
-            for of_splits in zip(*disease, strict=True)
-        ]
-        for disease in zip(*splits, strict=True)
-    ]
-
-
 @dataclass(frozen=True)
 class Diagnosis:
     """What missing entries do to one method's predictions of one disease."""
@@ -303,18 +286,15 @@ def diagnose(
 ) -> dict[str, Diagnosis]:
     """Disease → the diagnosis of one (method, scaler, architecture), from its trained cells.
 
-    `held_out` is its predictions, one entry a split. There are no shifts where the cells hold
-    nothing to predict with.
+    `held_out` is its predictions, one entry a split. The shifts are those of the first split: it
+    is slow to predict everything many times. There are none where its cell holds nothing to
+    predict with.
     """
     splits = range(config.splits.repeats)
     observed = (~np.isnan(store.values())).sum(axis=1)
     labels, dealt = store.labels(), store.splits()
-    predictors = [load_predictor(config, store, Cell(*comparison, split)) for split in splits]
-    shifts: list[list[Shift]] = [[] for _ in store.diseases]
-    if all(predictors):
-        shifts = mean_shifts(
-            [ShiftedRows.of(store, split).shifts(predictors[split]) for split in splits]  # type: ignore[arg-type]
-        )
+    predict = load_predictor(config, store, Cell(*comparison, 0))
+    shifts = ShiftedRows.of(store).shifts(predict) if predict else [[] for _ in store.diseases]
     found = {}
     for i, disease in enumerate(store.diseases):
         rows = [(dealt[:, split] == "held_out") & ~np.isnan(labels[:, i]) for split in splits]
