@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from time import time
 from typing import Any
@@ -33,6 +34,7 @@ from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.diagnostics import Diagnosis, diagnose, leak_audit
 from ehr_sn.evaluate.figures import sparsity_bias_figure
 from ehr_sn.evaluate.plots import roc_and_calibration, seed_strip
+from ehr_sn.evaluate.report import Recorded
 from ehr_sn.evaluate.results import Result, curves, evaluate, rank_methods, records
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.learning_curve import SHARES, FewerRows, compared
@@ -181,10 +183,6 @@ class Tracker:
             for disease, curve in curves.items():
                 _log_curves(self.client, runs[disease], {"learning_curve_auroc": curve})
 
-    def log_files(self, folder: Path) -> None:
-        """Add a folder's files to the parent run, below `report`."""
-        self.client.log_artifacts(self.parent_id, str(folder), "report")
-
     def finish(self, config: Config, store: Store, seconds: Mapping[str, float]) -> None:
         """Close the parent run with the overview of all results and where the time went."""
         results = FinishedRun(self.client, self.client.get_run(self.parent_id)).results()
@@ -293,6 +291,17 @@ class FinishedRun:
             name: {m.step: m.value for m in self.client.get_metric_history(run_id, name)}
             for name in names
         }
+
+    def recorded(self) -> Recorded:
+        """What a report needs of it."""
+        ended = datetime.fromtimestamp((self.run.info.end_time or 0) / 1000, tz=UTC)
+        run_id = self.run.info.run_id
+        return Recorded(run_id, f"{ended:%Y-%m-%d}", self.results(), self.curves)
+
+    def log_files(self, files: Sequence[Path]) -> None:
+        """Add files to the run's artifacts, below `report`."""
+        for file in files:
+            self.client.log_artifact(self.run.info.run_id, str(file), "report")
 
     def seconds(self) -> dict[str, float]:
         """Where the time went, the longest first."""

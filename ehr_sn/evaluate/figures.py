@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -19,6 +20,7 @@ WIDTH, HEIGHT = 4.2, 3.3  # inches: readable on a phone without zooming
 INK, RULE = "#1b1f24", "#8a8f98"
 """Colours that `as_svg` hands over to the page: of its text, and of its rules."""
 
+OWN_IDS = re.compile(r' id="[A-Za-z0-9.]+_\d+"')  # of groups; several figures share a page
 MECHANISM_NAMES = {"mcar": "at random", "panel": "whole panels", "mnar": "the highest values"}
 
 
@@ -71,14 +73,14 @@ def lines(
     if y_from is not None:
         axes.set_ylim(bottom=y_from)
     if title:
-        axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=INK)
-    axes.set_xlabel(x, fontsize=9, color=INK)
-    axes.set_ylabel(y, fontsize=9, color=INK)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_xlabel(x, fontsize=10, color=INK)
+    axes.set_ylabel(y, fontsize=10, color=INK)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     if percent:
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
-    axes.tick_params(labelsize=8, color=RULE, labelcolor=INK)
+    axes.tick_params(labelsize=9, color=RULE, labelcolor=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
     axes.grid(color=RULE, alpha=0.25, linewidth=0.6)
@@ -87,7 +89,7 @@ def lines(
             loc="lower left",
             bbox_to_anchor=(0.1, 0),
             ncols=2,
-            fontsize=8,
+            fontsize=9,
             frameon=False,
             labelcolor=INK,
             handlelength=2.2,
@@ -138,6 +140,7 @@ def as_svg(figure: Figure, label: str) -> str:
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = svg.replace(INK, "currentColor").replace(RULE, "var(--rule)")
+    svg = OWN_IDS.sub("", svg)
     head, rest = svg.split(">", 1)
     plain = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     width = f'width="{figure.get_figwidth() * 72:g}pt"'
@@ -151,10 +154,12 @@ def _dashes(i: int) -> str | tuple[int, tuple[float, float]]:
     return "-" if i < len(COLOURS) - 1 else (0, (1, 1.2))
 
 
-def learning_curve_figure(curves: dict[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+def learning_curve_figure(
+    curves: dict[str, tuple[list[float], list[float]]], title: str = ""
+) -> Figure:
     """AUROC of each method by share of the training rows."""
     series = [Line(name, x, y, "o") for name, (x, y) in curves.items()]
-    return lines(series, x="training rows used", y="AUROC", percent=True)
+    return lines(series, x="training rows used", y="AUROC", title=title, percent=True)
 
 
 def decision_figure(

@@ -235,7 +235,7 @@ def paired_bootstrap(
     >>> y = [0, 0, 0, 0, 1, 1, 1, 1]
     >>> a, b = [1, 2, 3, 5, 4, 6, 7, 8], [1, 6, 3, 7, 4, 5, 2, 8]
     >>> print(paired_bootstrap(y, a, b))
-    AUROC difference +0.375 (95% CI +0.000 to +0.812, 1,000 bootstrap draws; 4 of 8 positive)
+    AUROC difference +0.375 (95% CI +0.000 to +0.750, 1,000 bootstrap draws; 4 of 8 positive)
     """
     positive, scores = checked(y, np.stack([score_a, score_b]), ndim=2)
     m, k = class_sizes(positive)
