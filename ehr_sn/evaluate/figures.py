@@ -52,7 +52,7 @@ def lines(
     figure = Figure(figsize=(WIDTH, total), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     bottom = (0.62 + 0.2 * rows) / total
-    axes = figure.add_axes((0.15, bottom, 0.81, 1 - bottom - (0.36 if title else 0.12) / total))
+    axes = figure.add_axes((0.18, bottom, 0.79, 1 - bottom - (0.36 if title else 0.12) / total))
     drawn = [line for line in series if not line.reference]
     for line in series:
         colour = INK if line.reference else COLOURS[drawn.index(line) % (len(COLOURS) - 1)]
@@ -87,7 +87,7 @@ def lines(
     if series:
         figure.legend(
             loc="lower left",
-            bbox_to_anchor=(0.1, 0),
+            bbox_to_anchor=(0.12, 0),
             ncols=2,
             fontsize=9,
             frameon=False,

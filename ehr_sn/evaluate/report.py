@@ -259,8 +259,8 @@ class Report:
     def learning(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
         """Disease → method → (shares, AUROCs); empty where no learning curve was asked for."""
         found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-        for r in self.recorded.results:
-            if (r["scaler"], r["architecture"]) == self.best[1:]:
+        for comparison in self.shown:
+            for r in verdict.of(self.recorded.results, comparison):
                 curve = self.recorded.curves(r["run_id"], "learning_curve_auroc")
                 for steps in curve.values():
                     line = ([s / 100 for s in sorted(steps)], [steps[s] for s in sorted(steps)])
@@ -335,6 +335,7 @@ def write_report(config: Config, store: Store, recorded: Recorded, folder: Path)
         "SMALLEST": SMALLEST_GROUP,
         "REFERENCE": REFERENCE,
         "SN": SN,
+        "name_of": name_of,
     }
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -363,7 +364,11 @@ def _percent(value: float) -> str:
 
 
 def _few(count: int) -> str:
-    """A count, unless it is so small that it might point at somebody."""
+    """A count, unless it is so small that it might point at somebody.
+
+    >>> _few(0), _few(7), _few(1234)
+    ('0', '< 11', '1,234')
+    """
     return f"< {SMALLEST_GROUP}" if 0 < count < SMALLEST_GROUP else f"{count:,}"
 
 

@@ -139,8 +139,13 @@ def evaluate(
 
 
 def name_of(method: str, scaler: str) -> str:
-    """A method as tables and ranks call it."""
-    return method if scaler == "standard" else f"{method} · {scaler}"
+    """A method as ranks and figures call it.
+
+    >>> name_of("sparsity_normalization+mask", "minmax")
+    'SN+mask · minmax'
+    """
+    short = method.replace("sparsity_normalization", "SN")
+    return short if scaler == "standard" else f"{short} · {scaler}"
 
 
 def rank_methods(results: Sequence[Mapping[str, Any]]) -> Friedman | None:

@@ -70,8 +70,8 @@ def recommendation(results: Results, best: Comparison) -> list[str]:
         )
     else:
         said.append(
-            "How sure: not at all; for no disease is it established to be better than zero "
-            "imputation (corrected p < 0.05). Another sample might well choose another method."
+            "How sure: not established. For no single disease is it better than zero imputation "
+            "beyond chance (corrected p < 0.05); another sample might choose another method."
         )
     return said
 
