@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.pipeline import Pipeline
 
 from ehr_sn.config import ArchitectureConfig, Config, load_config
 from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.missing import make_method, set_state
-from ehr_sn.missing.amputate import Amputation
+from ehr_sn.missing.amputate import MECHANISMS, Amputation
 from ehr_sn.models.methods import find_method
 from ehr_sn.models.mlp import StackedMLP
 from ehr_sn.models.train import Cell, train_cell
@@ -61,13 +62,13 @@ class Candidate:
             hidden=self.hidden,
             dropout=self.dropout,
             augment_missing=self.masking,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
         )
         changes = {
             "methods": {self.scaler: (self.method,)},
             "architectures": {"candidate": network},
             "seeds": seeds,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
             "batch_size": self.batch_size,
             "device": "cpu",
         }
@@ -153,46 +154,62 @@ def line(name: str, scores: np.ndarray, more: str = "") -> None:
     print(f"{name}  {scores.mean():.4f}  " + " ".join(f"{s:.3f}" for s in scores), more, flush=True)
 
 
+def restore(base: Config, candidate: Candidate, path: Path) -> tuple[Pipeline, StackedMLP]:
+    """The method and the networks in a cell's file."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    method, network = (
+        {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
+        for kind in ("method/", "network/")
+    )
+    rows = find_method(candidate.method).rows
+    empty = make_method(rows, candidate.scaler, base.train.winsorise)
+    fitted = set_state(empty, {name: t.numpy() for name, t in method.items()})
+    return fitted, StackedMLP.from_state(network).eval()
+
+
 def shift(
-    base: Config, store: Store, splits: list[Split], candidate: Candidate, seeds: int, rates
+    base: Config,
+    store: Store,
+    splits: list[Split],
+    candidate: Candidate,
+    seeds: int,
+    rates: list[float],
 ) -> None:
-    """Print AUROC and mean prediction when a further share of the entries goes missing."""
+    """Print eligible rows' AUROC and mean prediction when a further share of entries goes missing.
+
+    Once from all features alike, once sparing those that training rows never lack.
+    """
     for masking in (False, True):
         chosen = replace(candidate, masking=masking)
-        print(chosen)
-        found: dict = {}
+        found: dict[str, list] = {}
         for split in splits:
             probability, path = networks(base, store, split, chosen, seeds)
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            part = {
-                kind: {n.removeprefix(kind): t for n, t in tensors.items() if n.startswith(kind)}
-                for kind in ("network/", "method/")
-            }
-            state = {name: t.numpy() for name, t in part["method/"].items()}
-            method = set_state(
-                make_method(find_method(chosen.method).rows, chosen.scaler, base.train.winsorise),
-                state,
-            )
-            model = StackedMLP.from_state(part["network/"]).eval()
-            rows = split.values[split.tuning]
-            for mechanism, rate in product(("mcar", "panel", "mar", "mnar"), (0.0, *rates)):
-                amputation = Amputation(mechanism, rate, seed=split.number)
-                amputation.fit(split.values[split.train], store.measurements)
-                x = method.transform(amputation(rows, split.tuning))
-                p = model.predict_proba(x).numpy().reshape(probability.shape).mean(axis=1)
-                found.setdefault((mechanism, rate), []).append(
-                    [tuning_aurocs(split, p), np.mean(p, axis=1)]
-                )
-        for (mechanism, rate), pairs in found.items():
-            aurocs, means = np.mean(pairs, axis=0)
-            whole = np.mean(found[mechanism, 0.0], axis=0)
-            drift = np.abs(means / whole[1] - 1)
+            method, model = restore(base, chosen, path)
+            rows, train = split.values[split.tuning], split.values[split.train]
+            complete = np.flatnonzero(~np.isnan(train).any(axis=0))
+            eligible = ~np.isnan(split.y[split.tuning].T)
+            tables = {"whole": rows}
+            for spare, mechanism, rate in product([(), complete], MECHANISMS, rates):
+                lost = Amputation(mechanism, rate, seed=split.number, spare=spare)
+                lost.fit(train, store.measurements)
+                kind = "incomplete features" if len(spare) else "all features"
+                tables[f"{mechanism} {rate:.0%} of {kind}"] = lost(rows, split.tuning)
+            for name, table in tables.items():
+                p = model.predict_proba(method.transform(table)).numpy()
+                p = p.reshape(probability.shape).mean(axis=1)
+                mean = [p[i, k].mean() for i, k in enumerate(eligible)]
+                found.setdefault(name, []).append([tuning_aurocs(split, p), mean])
+        whole, before = np.mean(found["whole"], axis=0)
+        print(chosen)
+        for name, pairs in found.items():
+            scores, after = np.mean(pairs, axis=0)
+            moved = after / before - 1
             line(
-                f"  {mechanism:6} {rate:4.2f}",
-                aurocs,
-                f" {aurocs.mean() - whole[0].mean():+.4f}"
-                f"  mean prediction moves by {drift.mean():.1%} (at most {drift.max():.1%})",
+                f"  {name:32}",
+                scores,
+                f" {scores.mean() - whole.mean():+.4f}, mean prediction "
+                + " ".join(f"{change:+.0%}" for change in moved),
             )
 
 

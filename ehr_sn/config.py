@@ -359,16 +359,13 @@ class Splits(_Model):
 class ArchitectureConfig(_Model):
     """A multi-layer perceptron: hidden widths, dropout rate on hidden units, batch norm.
 
-    With `augment_missing` it trains on rows that lose further entries at random. `learning_rate`
-    and `weight_decay` take the place of `train`'s.
+    With `augment_missing` it trains on rows that lose further entries at random.
     """
 
     hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Some] = (64,)
     dropout: float = Field(0.0, ge=0, lt=1)
     batch_norm: bool = False
     augment_missing: bool = False
-    learning_rate: float | None = Field(None, gt=0)
-    weight_decay: float | None = Field(None, ge=0)
 
 
 class Train(_Model):
@@ -390,16 +387,6 @@ class Train(_Model):
     patience: int = Field(8, ge=1)
     balance_classes: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    def learning_rate_of(self, network: ArchitectureConfig) -> float:
-        """The network's own learning rate, or else the common one."""
-        own = network.learning_rate
-        return self.learning_rate if own is None else own
-
-    def weight_decay_of(self, network: ArchitectureConfig) -> float:
-        """The network's own weight decay, or else the common one."""
-        own = network.weight_decay
-        return self.weight_decay if own is None else own
 
 
 class GroupConfig(_Model):

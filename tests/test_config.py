@@ -115,7 +115,6 @@ def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, v
         ("train.architectures", {}, "name at least one"),
         ("train.architectures.mlp", {"hidden": []}, "name at least one"),
         ("train.architectures.mlp", {"dropout": 1}, "less than 1"),
-        ("train.architectures.mlp", {"weight_decay": -1}, "greater than or equal to 0"),
         ("train.methods.standard", ["neumis"], "did you mean 'neumiss'"),
         ("dataset", "../elsewhere", "letters, digits, _ and -"),
         ("labels.heart failure", {"codes": ["I50"], "prevalent": True}, "letters, digits, _ and -"),
@@ -293,16 +292,6 @@ def test_paths_are_relative_to_the_configuration(hospital, tmp_path):
     config = hospital.config()
     assert config.resolve("a/b.csv") == tmp_path / "a" / "b.csv"
     assert config.resolve("/a/b.csv") == Path("/a/b.csv")
-
-
-def test_an_architecture_s_own_rates_take_the_place_of_the_common_ones(hospital):
-    own = {"learning_rate": 0.5, "weight_decay": 0}
-    train = hospital.config(train__architectures={"own": own, "common": {}}).train
-    rates = {
-        name: (train.learning_rate_of(network), train.weight_decay_of(network))
-        for name, network in train.architectures.items()
-    }
-    assert rates == {"own": (0.5, 0), "common": (train.learning_rate, train.weight_decay)}
 
 
 def test_an_expected_relu_takes_no_batch_norm(refused):

@@ -99,6 +99,7 @@ class Amputation:
     mechanism : one of `MECHANISMS`
     rate : share of observed entries to remove, in [0, 1]
     seed : another seed removes other entries
+    spare : numbers of features that lose nothing, such as age and sex, which are always known
 
     Raises
     ------
@@ -117,13 +118,15 @@ class Amputation:
            [ 4.,  5.]])
     """
 
-    def __init__(self, mechanism: Mechanism, rate: float, *, seed: int = 0) -> None:
+    def __init__(
+        self, mechanism: Mechanism, rate: float, *, seed: int = 0, spare: Sequence[int] = ()
+    ) -> None:
         if mechanism not in MECHANISMS:
             hint = did_you_mean(mechanism, MECHANISMS)
             raise ValueError(f"unknown mechanism {mechanism!r}; {hint}")
         if not 0 <= rate <= 1:
             raise ValueError(f"rate must be from 0 to 1, not {rate!r}")
-        self.mechanism, self.rate, self.seed = mechanism, rate, seed
+        self.mechanism, self.rate, self.seed, self.spare = mechanism, rate, seed, list(spare)
 
     def fit(self, X: ArrayLike, measurements: Sequence[str] | None = None) -> Amputation:
         """Learn panels, driver and ranks from training rows (n_rows, n_features), NaN = missing.
@@ -145,6 +148,7 @@ class Amputation:
         numbers = np.arange(len(rows)) if row_numbers is None else np.asarray(row_numbers)
         columns = self.panels_ if self.mechanism == "panel" else np.arange(rows.shape[1])
         lost = _coins(self.seed, numbers, columns) < self._probability(rows)
+        lost[:, self.spare] = False
         return np.where(lost, rows.dtype.type(np.nan), rows)
 
     def _probability(self, rows: NDArray[np.floating]) -> NDArray[np.floating] | float:

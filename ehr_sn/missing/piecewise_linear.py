@@ -29,8 +29,9 @@ class PiecewiseLinearEncoder(MissingMethod):
 
     Parameters
     ----------
-    bins : int, default 16
-        Bins a feature at most; fewer where quantiles coincide.
+    bins : int, default 8
+        Bins a feature at most; fewer where quantiles coincide. On tuning rows 8 did better than 4
+        and than 16 or more: rare diseases lose by more of them.
     add_mask : bool, default False
         Append the mask, one 0/1 column for every feature.
 
@@ -56,7 +57,7 @@ class PiecewiseLinearEncoder(MissingMethod):
            [0.  , 0.  , 0.  ]])
     """
 
-    def __init__(self, *, bins: int = 16, add_mask: bool = False) -> None:
+    def __init__(self, *, bins: int = 8, add_mask: bool = False) -> None:
         super().__init__(add_mask=add_mask)
         self.bins = bins
 

@@ -126,7 +126,8 @@ def fit(
     Replicates are exact: one draws only from its own seed's streams, so it becomes what it would
     alone, whatever trains beside it (to rounding; bit for bit on the processors tried, for groups
     of two and more), and bit for bit the same when run again. An epoch is a permutation of its own
-    rows, wrapped around to fill the last batch.
+    rows, wrapped around to fill the last batch. The output's bias starts at the log odds of the
+    training rows (at 0 with `balance_classes`).
 
     Parameters
     ----------
@@ -164,6 +165,11 @@ def fit(
         seeds=[run.seed for run in runs],
         **{field.name: getattr(architecture, field.name) for field in fields(architecture)},
     ).to(table.device)
+    if not budget.balance_classes:
+        # From a bias of 0 a rare disease's low risk would be learned by all columns that are mostly
+        # 1, the mask's above all: risk would then rise with every entry that goes missing.
+        log_odds = torch.tensor([-math.log(run.task.odds_against) for run in runs])
+        best.tensors()["output.bias"].data[:, 0, 0] = log_odds.to(table.device)
 
     def report() -> None:
         if progress is not None:
@@ -171,7 +177,7 @@ def fit(
 
     _hold_freed_memory()
     for group in _groups(runs, max(x.shape[1], *architecture.hidden, 1), table.device):
-        masked = masking.begin([run.seed for run in group], table) if masking else None
+        masked = masking([run.seed for run in group], table) if masking else None
         _train(group, best, table, masked, report)
     return Fitted(
         best.eval(),

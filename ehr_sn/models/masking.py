@@ -7,8 +7,8 @@ is there. Evaluation and scoring take rows as they are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,16 +24,8 @@ COPIES = 4
 """Masked copies of the table, where a method fills entries by one another."""
 
 
-class Masking(ABC):
-    """How to make a batch of rows that have lost entries. Its noise depends on the seed alone."""
-
-    @abstractmethod
-    def begin(self, seeds: Sequence[int], table: Tensor) -> MaskedRows:
-        """Start each seed's stream; `table` (N, D') is what the networks are trained on."""
-
-
 class MaskedRows(ABC):
-    """One training's stream of masked batches."""
+    """One training's stream of batches of masked rows; its noise depends on the seeds alone."""
 
     def __init__(self, seeds: Sequence[int], table: Tensor) -> None:
         self.table = table
@@ -43,6 +35,9 @@ class MaskedRows(ABC):
     def take(self, rows: Tensor, seeds: Sequence[int]) -> Tensor:
         """Batches (R, B, D') of the table's `rows` (R, B), for replicates with these seeds."""
 
+    def _gather(self, rows: Tensor) -> Tensor:
+        return self.table.index_select(0, rows.view(-1)).view(*rows.shape, -1)
+
     def _by_seed(self, seeds: Sequence[int]) -> tuple[list[np.random.Generator], Tensor]:
         """A generator a distinct seed, and the place of each replicate's seed among them."""
         distinct = list(dict.fromkeys(seeds))
@@ -50,41 +45,41 @@ class MaskedRows(ABC):
         return [self._noise[seed] for seed in distinct], at
 
 
-@dataclass(frozen=True)
-class Erasing(Masking):
+Masking = Callable[[Sequence[int], Tensor], MaskedRows]
+"""Starts the stream of a training, from its seeds and its table (N, D')."""
+
+
+class ErasedRows(MaskedRows):
     """Hides entries of the finished rows themselves: for methods that say what it changes.
 
+    Parameters
+    ----------
     observed : (N, D), what the method found observed in the table's rows
     panels : (D,), as `find_panels` gives
     erasure : the method's
     """
 
-    observed: NDArray[np.bool_]
-    panels: NDArray[np.integer]
-    erasure: Erasure
-
-    def begin(self, seeds: Sequence[int], table: Tensor) -> MaskedRows:
-        return _ErasedRows(seeds, table, self)
-
-
-class _ErasedRows(MaskedRows):
-    def __init__(self, seeds: Sequence[int], table: Tensor, how: Erasing) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        table: Tensor,
+        *,
+        observed: NDArray[np.bool_],
+        panels: NDArray[np.integer],
+        erasure: Erasure,
+    ) -> None:
         super().__init__(seeds, table)
-        self.panels, self.exponent, self.scaled = (
-            how.panels,
-            how.erasure.exponent,
-            how.erasure.scaled,
-        )
-        self.source = torch.from_numpy(how.erasure.source).to(table.device)
-        blank = torch.from_numpy(how.erasure.blank.astype(np.float32)).to(table.device)
+        self.panels, self.exponent, self.scaled = panels, erasure.exponent, erasure.scaled
+        self.source = torch.from_numpy(erasure.source).to(table.device)
+        blank = torch.from_numpy(erasure.blank.astype(np.float32)).to(table.device)
         self.blank = blank if blank.any() else None
-        self.observed = torch.from_numpy(how.observed).to(table.device) if self.exponent else None
+        self.observed = torch.from_numpy(observed).to(table.device) if self.exponent else None
 
     def take(self, rows: Tensor, seeds: Sequence[int]) -> Tensor:
         noise, at = self._by_seed(seeds)
         hidden = np.stack([hide(rng, rows.shape[1], self.panels) for rng in noise])
         kept = torch.from_numpy(~hidden).to(self.table.device)
-        x = self.table.index_select(0, rows.view(-1)).view(*rows.shape, -1)
+        x = self._gather(rows)
         here = kept.index_select(2, self.source).index_select(0, at)
         x = x.mul_(here) if self.blank is None else torch.where(here, x, self.blank)
         if self.observed is not None:
@@ -95,31 +90,23 @@ class _ErasedRows(MaskedRows):
         return x
 
 
-@dataclass(frozen=True)
-class Copies(Masking):
+class CopiedRows(MaskedRows):
     """Takes rows of masked copies of the table, made beforehand: for any method at all.
 
+    Parameters
+    ----------
     copies : (K, N, D')
     """
 
-    copies: NDArray[np.float32]
-
-    def begin(self, seeds: Sequence[int], table: Tensor) -> MaskedRows:
-        stacked = torch.from_numpy(self.copies.reshape(-1, table.shape[1])).to(table.device)
-        return _CopiedRows(seeds, stacked, len(self.copies))
-
-
-class _CopiedRows(MaskedRows):
-    def __init__(self, seeds: Sequence[int], stacked: Tensor, n_copies: int) -> None:
-        super().__init__(seeds, stacked)
-        self.n_copies = n_copies
+    def __init__(self, seeds: Sequence[int], table: Tensor, *, copies: NDArray[np.float32]) -> None:
+        super().__init__(seeds, torch.from_numpy(copies).flatten(0, 1).to(table.device))
+        self.n_copies, self.n_rows = copies.shape[:2]
 
     def take(self, rows: Tensor, seeds: Sequence[int]) -> Tensor:
         noise, at = self._by_seed(seeds)
         drawn = np.stack([rng.integers(self.n_copies, size=rows.shape[1]) for rng in noise])
         copy = torch.from_numpy(drawn).to(self.table.device).index_select(0, at)
-        place = rows + copy * (len(self.table) // self.n_copies)
-        return self.table.index_select(0, place.view(-1)).view(*rows.shape, -1)
+        return self._gather(rows + copy * self.n_rows)
 
 
 def masking_of(
@@ -133,13 +120,9 @@ def masking_of(
     """
     erasure = method[-1].erasure()
     if erasure is not None:
-        return Erasing(~np.isnan(method[:-1].transform(values)), panels, erasure)
+        observed = ~np.isnan(method[:-1].transform(values))
+        return partial(ErasedRows, observed=observed, panels=panels, erasure=erasure)
     rng = np.random.Generator(stream(0, MASKING))
-    return Copies(
-        np.stack(
-            [
-                method.transform(np.where(hide(rng, len(values), panels), np.nan, values))
-                for _ in range(COPIES)
-            ]
-        ).astype(np.float32)
-    )
+    hidden = (hide(rng, len(values), panels) for _ in range(COPIES))
+    copies = [method.transform(np.where(h, np.nan, values)).astype(np.float32) for h in hidden]
+    return partial(CopiedRows, copies=np.stack(copies))

@@ -28,7 +28,7 @@ from ehr_sn.models.methods import find_method
 from ehr_sn.models.mixture import Mixture, fit_mixture
 
 REFERENCE = "zero"  # every other method is compared with it, on the same subjects
-FORMAT = 1  # raised whenever the same cell would be trained differently
+FORMAT = 2  # raised whenever the same cell would be trained differently
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
             mixture=_mixture(x[split == "train"]) if how.layer == "gmm" else None,
         ),
         budget=Budget(
-            learning_rate=train.learning_rate_of(network),
-            weight_decay=train.weight_decay_of(network),
+            learning_rate=train.learning_rate,
+            weight_decay=train.weight_decay,
             batch_size=train.batch_size,
             max_epochs=train.max_epochs,
             patience=train.patience,

@@ -120,3 +120,12 @@ def test_training_hides_from_half_of_the_rows_and_from_half_of_those_whole_panel
 def test_what_cannot_be_done_is_refused(mechanism, rate, message):
     with pytest.raises(ValueError, match=message):
         Amputation(mechanism, rate)
+
+
+@every_mechanism
+def test_what_is_to_be_spared_is_kept_whole_and_the_rest_is_lost_as_before(x, mechanism):
+    spared = Amputation(mechanism, 0.5, spare=[1, 3]).fit(x)(x)
+    np.testing.assert_array_equal(spared[:, [1, 3]], x[:, [1, 3]])
+    rest = [0, 2, 4, 5]
+    expected = Amputation(mechanism, 0.5).fit(x)(x)
+    np.testing.assert_array_equal(spared[:, rest], expected[:, rest])

@@ -282,3 +282,13 @@ def test_a_gpu_trains_the_same_networks(x, tasks, architecture):
     torch.testing.assert_close(
         gpu.model.predict_proba(x).cpu(), cpu.model.predict_proba(x), atol=0.02, rtol=0
     )
+
+
+def test_a_rare_disease_is_predicted_rarely_from_the_start(x, tasks):
+    budget = replace(BUDGET, learning_rate=1e-6, max_epochs=1)
+    fitted = fit(np.zeros_like(x), tasks, [0, 1], ARCHITECTURES["plain"], budget)
+    for r, replicate in enumerate(fitted.replicates):
+        task = tasks[replicate.task]
+        prevalence = np.nanmean(task.y[task.train_rows])
+        assert fitted.model.predict_proba(x[:1] * 0)[r, 0] == pytest.approx(prevalence, abs=1e-3)
+    assert len({replicate.task for replicate in fitted.replicates}) == 3

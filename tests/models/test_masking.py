@@ -9,7 +9,7 @@ from ehr_sn.missing import METHODS, MissingMethod, make_method
 from ehr_sn.missing.amputate import find_panels, hide
 from ehr_sn.missing.scalers import Winsoriser, make_scaler
 from ehr_sn.models.fit import Architecture, Budget, Task, fit
-from ehr_sn.models.masking import COPIES, Copies, Erasing, masking_of
+from ehr_sn.models.masking import COPIES, CopiedRows, ErasedRows, masking_of
 from ehr_sn.models.mlp import MASKING, stream
 
 N, D = 300, 6
@@ -57,8 +57,8 @@ def test_masked_rows_are_what_the_method_makes_of_rows_without_those_entries(nam
     method = make_method(name, scaler).fit(values)
     panels = find_panels(~np.isnan(values))
     masking = masking_of(method, values, panels)
-    assert isinstance(masking, Erasing)
-    masked = masking.begin([3, 8], torch.from_numpy(method.transform(values)))
+    masked = masking([3, 8], torch.from_numpy(method.transform(values)))
+    assert isinstance(masked, ErasedRows)
     rows = torch.from_numpy(np.random.default_rng(1).integers(0, N, (3, 64)))
     rngs = {seed: np.random.Generator(stream(seed, MASKING)) for seed in (3, 8)}
     for _ in range(2):
@@ -72,17 +72,16 @@ def test_masked_rows_are_what_the_method_makes_of_rows_without_those_entries(nam
 
 def test_other_methods_see_copies_made_of_the_masked_rows(values):
     method = row_mean(values)
-    masking = masking_of(method, values, np.arange(D))
-    assert isinstance(masking, Copies)
-    assert masking.copies.shape == (COPIES, N, D)
-    whole = (masking.copies == method.transform(values)).all(axis=2).mean()
-    assert 0.4 < whole < 0.65
+    masked = masking_of(method, values, np.arange(D))([0], torch.zeros(N, D))
+    assert isinstance(masked, CopiedRows)
+    copies = masked.table.view(COPIES, N, D).numpy()
+    whole = (copies == method.transform(values).astype(np.float32)).all(axis=2).mean()
+    assert 0.5 < whole < 0.75  # half of them on purpose, and those that happened to lose nothing
     rng = np.random.Generator(stream(0, MASKING))
     first = method.transform(np.where(hide(rng, N, np.arange(D)), np.nan, values))
-    np.testing.assert_array_equal(masking.copies[0], first.astype(np.float32))
-    masked = masking.begin([0], torch.from_numpy(method.transform(values)))
+    np.testing.assert_array_equal(copies[0], first.astype(np.float32))
     drawn = masked.take(torch.arange(N)[None], [0])[0].numpy()
-    among = (masking.copies == drawn).all(axis=2)
+    among = (copies == drawn).all(axis=2)
     assert among.any(axis=0).all()
     assert not among.all(axis=1).any()
 
