@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from ehr_sn import __version__
 from ehr_sn.config import SPLITS, Config
+from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate import verdict
 from ehr_sn.evaluate.clinical import (
     DecisionCurve,
@@ -311,7 +312,23 @@ class Report:
 
 
 def write_report(config: Config, store: Store, recorded: Recorded, folder: Path) -> list[Path]:
-    """Write `report.html` and `model_card.md` into the folder; returns both paths."""
+    """Write `report.html` and `model_card.md` into the folder; returns both paths.
+
+    Raises
+    ------
+    EhrSnError
+        Trained cells of the run are not there, or were made by another version.
+    """
+    cells = [
+        cell_path(config, store, Cell(*comparison, split))
+        for comparison in comparisons(config)
+        for split in range(config.splits.repeats)
+    ]
+    if absent := sum(not path.exists() for path in cells):
+        raise EhrSnError(
+            f"{absent} of the {len(cells)} trained cells of this run are not in {cells[0].parent}: "
+            "`ehr-sn run CONFIG --force` trains what is absent and records it anew"
+        )
     report = Report(config, store, recorded)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

@@ -100,10 +100,11 @@ def trained(busy):
     return config, store
 
 
-@pytest.mark.parametrize("method", ["zero", "sparsity_normalization+mask"])
+@pytest.mark.parametrize("method", ["zero", "sparsity_normalization+mask", "neumiss", "gmm"])
 def test_a_cell_read_back_predicts_bit_for_bit_what_training_left(trained, method):
     config, store = trained
     cell = Cell(method, "standard", "mlp", 0)
+    train_cell(config, store, cell)
     held_out = store.splits()[:, 0] == "held_out"
     eligible = ~np.isnan(store.labels()[held_out, 0])
     probability = load_predictor(config, store, cell)(store.values()[held_out])

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from ehr_sn import cli, tracking
 from ehr_sn.config import load_config
 from ehr_sn.errors import EhrSnError
+from ehr_sn.ingest.store import Store
+from ehr_sn.models.train import Cell, cell_path
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "use", "path"}
 
@@ -92,6 +94,17 @@ def test_the_page_is_whole_needs_nothing_else_and_is_in_mlflow(reported) -> None
     rows = [line.count("|") for line in card.splitlines() if line.startswith("| diabetes | age")]
     assert rows
     assert set(rows) == {6}
+
+
+def test_a_run_whose_networks_are_gone_says_how_to_get_them_back(reported) -> None:
+    config = load_config("clinic.yaml")
+    (store,) = (folder for folder in Path("data/clinic").iterdir() if folder.name != "cells")
+    path = cell_path(config, Store(store), Cell("zero", "standard", "mlp", 1))
+    path.rename(path.with_suffix(".away"))
+    done = CliRunner().invoke(cli.app, ["report", "clinic.yaml"])
+    path.with_suffix(".away").rename(path)
+    assert "1 of the 12 trained cells of this run are not in" in str(done.exception)
+    assert "--force" in str(done.exception)
 
 
 def test_a_run_of_other_settings_is_not_reported_on(reported) -> None:
