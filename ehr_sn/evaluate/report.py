@@ -147,6 +147,7 @@ class Report:
                 key = (r["method"], r["scaler"], r["architecture"])
                 lost.setdefault(key, []).append(curve[0] - curve[verdict.HALF])
         return [
+            *verdict.on_leaks(self.audits),
             *verdict.on_sparsity_normalization(results),
             *verdict.on_robustness({k: float(np.mean(v)) for k, v in lost.items()}, self.best),
             *verdict.on_ranks(results),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ehr_sn.evaluate.diagnostics import LeakAudit
 from ehr_sn.evaluate.results import name_of, rank_methods, records
 from ehr_sn.evaluate.table import ESTABLISHED, SN, Results
 from ehr_sn.models.train import REFERENCE
@@ -134,6 +135,21 @@ def on_robustness(lost: Mapping[Comparison, float], best: Comparison) -> list[st
     if least == best:
         return [said + "; no other method loses less."]
     return [said + f"; {_name(least)} loses least, {lost[least]:.3f}."]
+
+
+def on_leaks(audits: Sequence[LeakAudit]) -> list[str]:
+    """A warning where the absence of single features tells a disease."""
+    telling = [
+        f"{words(audit.disease)} ({_listed([f'{x.feature} {x.when}' for x in audit.leaks])})"
+        for audit in audits
+        if audit.leaks
+    ]
+    if not telling:
+        return []
+    return [
+        f"Beware: whether single features are there tells {_listed(telling)}. What a method gains "
+        "by seeing the mask may be just that, and need not hold where the model is used."
+    ]
 
 
 def _name(comparison: Comparison) -> str:

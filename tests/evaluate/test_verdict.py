@@ -2,7 +2,10 @@
 
 import pytest
 
+from ehr_sn.evaluate.diagnostics import LeakAudit, MaskLeak
+from ehr_sn.evaluate.statistics import AUROC
 from ehr_sn.evaluate.verdict import (
+    on_leaks,
     on_ranks,
     on_robustness,
     on_sparsity_normalization,
@@ -81,6 +84,18 @@ def test_ranks_that_cannot_be_told_apart_are_said_to_be_so():
     (text,) = on_ranks(results("zero+mask", (0.03, 0.01), (0.01, 0.4)))
     assert "none of the others can be told from it" in text
     assert on_ranks([result("zero", "diabetes")]) == []
+
+
+def test_telling_features_are_a_warning_beside_the_verdict():
+    area = AUROC.from_se(0.7, 0.01, n=900, n_positive=90)
+    leak = MaskLeak("LBXGLT", "absent", area)
+    audits = [
+        LeakAudit("diabetes", area, area, (leak,), (leak,)),
+        LeakAudit("stroke", area, area, (leak,), ()),
+    ]
+    (text,) = on_leaks(audits)
+    assert "tells Diabetes (LBXGLT absent). What" in text
+    assert on_leaks(audits[1:]) == []
 
 
 def test_the_most_robust_method_is_named_even_if_it_is_not_the_best():
