@@ -140,6 +140,36 @@ def compare(config: ConfigFile, json_file: JsonFile = None, methods: Methods = N
 
 
 @app.command()
+def report(
+    config: ConfigFile,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Where it goes. [default: reports/DATASET]"),
+    ] = None,
+) -> None:
+    """Write a page about the newest finished run of CONFIG, and a model card. Trains nothing.
+
+    Both are also added to the run in MLflow.
+    """
+    from ehr_sn import tracking
+    from ehr_sn.evaluate.report import write_report
+
+    loaded = load_config(config)
+    parent = tracking.finished_run(loaded)
+    if not parent.is_of(loaded):
+        raise EhrSnError(
+            f"{config} has changed since its newest finished run: run `ehr-sn run {config}` first"
+        )
+    store = stores.Store(loaded.data_dir / loaded.dataset / parent.run.data.tags["ehr_sn.store"])
+    with err.status("Reading the trained cells, and drawing …"):
+        folder = output or Path("reports") / loaded.dataset
+        files = write_report(loaded, store, parent.recorded(), folder)
+    parent.log_files(files)
+    for file in files:
+        out.print(file, soft_wrap=True)
+
+
+@app.command()
 def check(
     config: ConfigFile,
     data: Data = None,

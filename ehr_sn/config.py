@@ -654,6 +654,32 @@ def baseline_is_installed(name: str) -> bool:
     return name not in EXTRAS or find_spec(name) is not None
 
 
+class GroupConfig(_Model):
+    """Subjects by a feature: in bands between `edges`, or, without edges, by each of its values."""
+
+    feature: str
+    edges: tuple[float, ...] = ()
+
+    @field_validator("edges")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError(f"edges must rise, such as [40, 65]; not {list(value)}")
+        return value
+
+
+class Evaluate(_Model):
+    """What the report looks at besides the comparison.
+
+    `groups` are subjects for whom the model is judged apart: by default by age and sex, where there
+    are features of such names. `learning_curve` trains the reference and the best method again on
+    10, 25 and 50 % of the training rows.
+    """
+
+    groups: dict[Name, GroupConfig] | None = None
+    learning_curve: bool = False
+
+
 class Config(_Model):
     """Everything about one data set. Read it with `load_config`."""
 
@@ -668,6 +694,7 @@ class Config(_Model):
     labels: Annotated[dict[Name, Label], Some]
     splits: Splits = Splits()
     train: Train = Train()
+    evaluate: Evaluate = Evaluate()
     data_root: Path = Path()
     data_dir: Path = Path("data")
     _path: Path = PrivateAttr(Path())

@@ -8,11 +8,13 @@ and plotted in the UI by clicking. Aggregates only: no row of any patient goes t
 import json
 import math
 import os
+import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from time import time
 from typing import Any
@@ -29,9 +31,13 @@ from mlflow.tracking import MlflowClient
 from ehr_sn import __version__
 from ehr_sn.config import Config, digest
 from ehr_sn.errors import EhrSnError
+from ehr_sn.evaluate.diagnostics import Diagnosis, diagnose, leak_audit
+from ehr_sn.evaluate.figures import sparsity_bias_figure
 from ehr_sn.evaluate.plots import roc_and_calibration, seed_strip
-from ehr_sn.evaluate.results import Result, curves, evaluate
+from ehr_sn.evaluate.report import Recorded
+from ehr_sn.evaluate.results import Result, curves, evaluate, rank_methods, records
 from ehr_sn.ingest.store import Store
+from ehr_sn.models.learning_curve import SHARES, FewerRows, compared
 from ehr_sn.models.train import (
     Cell,
     HeldOut,
@@ -42,8 +48,17 @@ from ehr_sn.models.train import (
 )
 
 DEFAULT_FOLDER = Path("mlruns")
+UNKNOWN_SIGN = re.compile(r"[^\w\-. :/]")  # signs that MLflow takes in no metric's name
 BATCH = 1000  # metrics that MLflow takes in one call
-DELTAS = ("delta_auroc", "delta_ci_low", "delta_ci_high", "delta_p", "delta_p_holm")
+DELTAS = (
+    "delta_auroc",
+    "delta_ci_low",
+    "delta_ci_high",
+    "delta_p",
+    "delta_p_holm",
+    "delta_bootstrap_ci_low",
+    "delta_bootstrap_ci_high",
+)
 COLUMNS = (
     "params.`method`",
     "params.`architecture`",
@@ -114,6 +129,7 @@ class Tracker:
             "impute_seconds": float(np.mean([cell.impute_seconds for cell in cells])),
             "fit_seconds": float(np.mean([cell.fit_seconds for cell in cells])),
         }
+        diagnosed = diagnose(config, store, (method, scaler, architecture), held_out)
         for i, result in enumerate(evaluate(held_out, reference)):
             title = f"{result.disease} · {architecture} · {method} · {scaler}"
             self._log_result(
@@ -123,6 +139,7 @@ class Tracker:
                 seconds,
                 _learning_curves(cells, i),
                 roc_and_calibration(curves(held_out[result.disease]), title=title),
+                diagnosed[result.disease],
             )
 
     def _log_result(
@@ -133,6 +150,7 @@ class Tracker:
         seconds: dict[str, float],
         learning: dict[str, list[float]],
         figure: Figure,
+        diagnosis: Diagnosis,
     ) -> None:
         run = self.client.create_run(
             self.experiment_id,
@@ -147,18 +165,44 @@ class Tracker:
             "test_auroc_seed": result.auroc_per_seed,
             "test_auroc_split": result.auroc_per_split,
         }
-        _log(self.client, run_id, params, result.as_metrics() | seconds, by_step)
+        metrics = result.as_metrics() | diagnosis.bias.as_metrics() | seconds
+        _log(self.client, run_id, params, metrics, by_step)
         self.client.log_figure(run_id, figure, "roc_and_calibration.png")
+        bias = sparsity_bias_figure({result.disease: diagnosis.bias})
+        self.client.log_figure(run_id, bias, "sparsity_bias.png")
+        for shift in diagnosis.shifts:
+            _log_curves(self.client, run_id, shift.as_curves())
         self.client.set_terminated(run_id)
 
-    def finish(self, config: Config, seconds: Mapping[str, float]) -> None:
+    def log_learning_curve(self, config: Config, store: Store) -> None:
+        """AUROC by percent of the training rows, added to the runs of `learning_curve.compared`."""
+        recorded = self._recorded()
+        for comparison in compared(config, store):
+            runs = {run.data.params["disease"]: run.info.run_id for run in recorded[comparison]}
+            curves: dict[str, dict[int, float]] = defaultdict(dict)
+            for share in SHARES:
+                cells = _read_cells(config, FewerRows(store.path, share), *comparison)
+                for result in evaluate(_held_out(cells)):
+                    curves[result.disease][round(100 * share)] = result.ensemble.value
+            for disease, curve in curves.items():
+                _log_curves(self.client, runs[disease], {"learning_curve_auroc": curve})
+
+    def finish(self, config: Config, store: Store, seconds: Mapping[str, float]) -> None:
         """Close the parent run with the overview of all results and where the time went."""
         results = FinishedRun(self.client, self.client.get_run(self.parent_id)).results()
         title = f"{config.title or config.dataset}: AUROC on held-out subjects"
         self.client.log_figure(self.parent_id, seed_strip(results, title=title), "comparison.png")
         self.client.log_text(self.parent_id, json.dumps(results, indent=2), "comparison.json")
         spent = {f"seconds_{name}": value for name, value in seconds.items()}
-        _log(self.client, self.parent_id, metrics=spent)
+        audits = leak_audit(store)
+        table = pd.DataFrame([row for audit in audits for row in audit.rows()])
+        self.client.log_text(self.parent_id, table.to_csv(index=False), "leak_audit.csv")
+        metrics = spent | {k: v for audit in audits for k, v in audit.as_metrics().items()}
+        for name, record in records(results).items():
+            metrics |= record.as_metrics(f"versus_zero/{name}")
+        ranking = rank_methods(results)
+        metrics |= ranking.as_metrics() if ranking else {}
+        _log(self.client, self.parent_id, metrics=metrics)
         for disease in config.labels:
             self._prepare_view(disease)
         self.client.set_terminated(self.parent_id)
@@ -223,7 +267,10 @@ def tracked(config: Config, store: Store, force: bool = False) -> Iterator[Track
 
 def run_hash_of(config: Config, store: Store) -> str:
     """Hash of the store and of everything that the comparison depends on."""
-    return digest({"store": store.fingerprint, "training": config.training_hash})
+    depends_on: dict[str, Any] = {"store": store.fingerprint, "training": config.training_hash}
+    if config.evaluate.learning_curve:
+        depends_on["learning_curve"] = True
+    return digest(depends_on)
 
 
 @dataclass(frozen=True)
@@ -241,6 +288,25 @@ class FinishedRun:
         """One flat dict a disease, architecture, scaler and method."""
         runs = _children(self.client, self.run.info.experiment_id, self.run.info.run_id)
         return [_as_result(self.client, run) for run in runs]
+
+    def curves(self, run_id: str, prefix: str) -> dict[str, dict[int, float]]:
+        """The metrics of one run whose names begin so: name → step → value."""
+        names = [k for k in self.client.get_run(run_id).data.metrics if k.startswith(prefix)]
+        return {
+            name: {m.step: m.value for m in self.client.get_metric_history(run_id, name)}
+            for name in names
+        }
+
+    def recorded(self) -> Recorded:
+        """What a report needs of it."""
+        ended = datetime.fromtimestamp((self.run.info.end_time or 0) / 1000, tz=UTC)
+        run_id = self.run.info.run_id
+        return Recorded(run_id, f"{ended:%Y-%m-%d}", self.results(), self.curves)
+
+    def log_files(self, files: Sequence[Path]) -> None:
+        """Add files to the run's artifacts, below `report`."""
+        for file in files:
+            self.client.log_artifact(self.run.info.run_id, str(file), "report")
 
     def seconds(self) -> dict[str, float]:
         """Where the time went, the longest first."""
@@ -354,6 +420,7 @@ def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:
         "auroc_per_seed": [m.value for m in sorted(per_seed, key=lambda m: m.step)],
         "auroc_mean": metrics["test_auroc"],
         "auroc_std": metrics["test_auroc_std"],
+        "auroc_seed_std": metrics.get("test_auroc_seed_std"),
         "auroc_split_std": metrics["test_auroc_split_std"],
         "auroc_ensemble": metrics["test_auroc_ensemble"],
         "ci_low": metrics["test_auroc_ci_low"],
@@ -380,7 +447,10 @@ def _log(
     by_step: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     now = int(time() * 1000)
-    values = [Metric(name, value, now, 0) for name, value in (metrics or {}).items()]
+    values = [
+        Metric(UNKNOWN_SIGN.sub("_", name), value, now, 0)
+        for name, value in (metrics or {}).items()
+    ]
     values += [
         Metric(name, value, now, step)
         for name, curve in (by_step or {}).items()
@@ -396,6 +466,17 @@ def _log_attrition(client: MlflowClient, run_id: str, store: Store) -> None:
     labels = [{"disease": name} | counts for name, counts in store.manifest["labels"].items()]
     for rows, name in ((store.manifest["cohort"], "cohort.json"), (labels, "labels.json")):
         client.log_table(run_id, pd.DataFrame(rows), name)
+
+
+def _log_curves(
+    client: MlflowClient, run_id: str, curves: Mapping[str, Mapping[int, float]]
+) -> None:
+    """Metrics at steps that mean something, such as percent."""
+    now = int(time() * 1000)
+    client.log_batch(
+        run_id,
+        [Metric(name, v, now, step) for name, curve in curves.items() for step, v in curve.items()],
+    )
 
 
 def _read_cells(

@@ -28,6 +28,7 @@ from rich.progress import (
 from ehr_sn import tracking
 from ehr_sn.config import load_config
 from ehr_sn.ingest.store import Store
+from ehr_sn.models import learning_curve
 from ehr_sn.models import train as training
 
 
@@ -37,6 +38,21 @@ def train_cell(
 ) -> str:
     cell = training.Cell(method, scaler, architecture, split)
     return str(training.train_cell(load_config(config_path), Store(Path(store_path)), cell))
+
+
+@step(name="train with fewer rows")
+def train_with_fewer_rows(
+    config_path: str,
+    store_path: str,
+    share: float,
+    method: str,
+    scaler: str,
+    architecture: str,
+    split: int,
+) -> str:
+    store = learning_curve.FewerRows(Path(store_path), share)
+    cell = training.Cell(method, scaler, architecture, split)
+    return str(training.train_cell(load_config(config_path), store, cell))
 
 
 @step(name="log comparison", task_run_name="log {method} {scaler} {architecture}")
@@ -68,14 +84,26 @@ def train(config_path: str, store_path: str | None = None, force: bool = False) 
             for c in todo
             for split in splits
         }
-        with _Progress(len(cells) + len(todo)) as progress:
+        with _Progress(len(cells) + len(todo) + config.evaluate.learning_curve) as progress:
             for comparison in todo:
                 for split in splits:
                     with progress.step("training", *comparison, f"split {split + 1}"):
                         cells[comparison, split].result()
                 with progress.step("recording", *comparison):
                     log_comparison(config_path, store_path, tracker.parent_id, *comparison)
-        tracker.finish(config, progress.seconds)
+            if config.evaluate.learning_curve:
+                with progress.step("training", "learning curve"):
+                    further = learning_curve.further_cells(config, store)
+                    trained = [
+                        train_with_fewer_rows.submit(
+                            config_path, store_path, share, *comparison, split
+                        )
+                        for share, comparison, split in further
+                    ]
+                    for future in trained:
+                        future.result()
+                    tracker.log_learning_curve(config, store)
+        tracker.finish(config, store, progress.seconds)
         return tracker.parent_id
 
 

@@ -58,7 +58,7 @@ def ehr_sn(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_names_every_command_and_where_to_start(tmp_path: Path) -> None:
     said = ehr_sn(tmp_path, "--help").stdout
-    for command in ("run", "ingest", "train", "compare", "check", "ui"):
+    for command in ("run", "ingest", "train", "compare", "report", "check", "ui"):
         assert f"│ {command} " in said
     assert "ehr-sn run configs/nafld.yaml" in said
 
@@ -76,7 +76,7 @@ def test_check_gives_machines_json(ward: Path) -> None:
     assert report["labels"]["diabetes"]["positive"] == 80
 
 
-@pytest.mark.parametrize("command", ["run", "train", "ingest", "check", "compare"])
+@pytest.mark.parametrize("command", ["run", "train", "ingest", "check", "compare", "report"])
 def test_a_typo_is_one_message_and_no_traceback(ward: Path, command: str) -> None:
     ward.write_text(CONFIG.replace("prediction_time", "predicton_time"))
     done = ehr_sn(ward.parent, command, "ward.yaml")

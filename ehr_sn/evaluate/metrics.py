@@ -115,6 +115,17 @@ def calibration(y: ArrayLike, p: ArrayLike) -> Calibration:
     return Calibration(_recalibration_slope(positive, lp), _in_the_large(positive, lp))
 
 
+def calibration_in_the_large(y: ArrayLike, p: ArrayLike) -> float:
+    """The intercept of `calibration` alone, which needs no slope; y and p of shape (n,).
+
+    >>> round(calibration_in_the_large([0, 0, 1], [0.1, 0.2, 0.3]), 2)
+    0.73
+    """
+    positive, p = checked(y, p, ndim=1, probabilities=True)
+    class_sizes(positive)
+    return _in_the_large(positive, logit(np.clip(p, CLIP, 1 - CLIP)))
+
+
 def summarise(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
     """Every metric of this module for one prediction; `y` and `p` have shape (n,).
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -9,12 +10,19 @@ from ehr_sn.evaluate.metrics import auroc, summarise
 from ehr_sn.evaluate.plots import Curve
 from ehr_sn.evaluate.statistics import (
     AUROC,
+    Friedman,
     PairedAUROC,
+    PairedBootstrap,
+    WinTieLoss,
+    bootstrap_over_splits,
     delong,
+    friedman,
     holm,
     mean_sd,
     over_splits,
+    paired_bootstrap,
     paired_delong,
+    win_tie_loss,
 )
 from ehr_sn.models.train import HeldOut
 
@@ -23,23 +31,37 @@ from ehr_sn.models.train import HeldOut
 class Result:
     """One method's performance for one disease, over all splits and seeds.
 
-    `auroc_per_seed` holds for each seed the mean over splits, `auroc_per_split` for each split the
-    mean over seeds: the two spreads are told apart. `ensemble` is the AUROC of the seed-averaged
+    `aurocs` holds for each split its seeds. `ensemble` is the AUROC of the seed-averaged
     prediction, and the other metrics are that prediction's, each the mean over splits.
-    `versus_reference` is its paired difference from zero imputation; `p_holm` is corrected over
-    the diseases.
+    `versus_reference` is its paired difference from zero imputation, and `bootstrap` the same with
+    another interval; `p_holm` is corrected over the diseases.
     """
 
     disease: str
-    auroc_per_seed: tuple[float, ...]
-    auroc_per_split: tuple[float, ...]
+    aurocs: tuple[tuple[float, ...], ...]
     ensemble: AUROC
     auprc: float
     brier: float
     calibration_slope: float
     calibration_intercept: float
     versus_reference: PairedAUROC | None = None
+    bootstrap: PairedBootstrap | None = None
     p_holm: float | None = None
+
+    @property
+    def auroc_per_seed(self) -> tuple[float, ...]:
+        """For each seed its mean over splits."""
+        return tuple(np.mean(self.aurocs, axis=0).tolist())
+
+    @property
+    def auroc_per_split(self) -> tuple[float, ...]:
+        """For each split its mean over seeds."""
+        return tuple(np.mean(self.aurocs, axis=1).tolist())
+
+    @property
+    def auroc_sd_within_split(self) -> float:
+        """Sd over seeds on one and the same split, √mean(variance) over splits."""
+        return float(np.sqrt(np.mean([mean_sd(split).sd ** 2 for split in self.aurocs])))
 
     def as_metrics(self) -> dict[str, float]:
         """Flat names and numbers, as MLflow's run table shows them; `delta`: from the reference."""
@@ -47,6 +69,7 @@ class Result:
         metrics = {
             "test_auroc": seeds.mean,
             "test_auroc_std": seeds.sd,
+            "test_auroc_seed_std": self.auroc_sd_within_split,
             "test_auroc_split_std": splits.sd,
             "test_auroc_ensemble": self.ensemble.value,
             "test_auroc_ci_low": self.ensemble.ci_low,
@@ -67,6 +90,11 @@ class Result:
                 "delta_p": difference.p,
                 "delta_p_holm": self.p_holm,
             }
+        if self.bootstrap is not None:
+            metrics |= {
+                "delta_bootstrap_ci_low": self.bootstrap.ci_low,
+                "delta_bootstrap_ci_high": self.bootstrap.ci_high,
+            }
         return metrics
 
 
@@ -81,19 +109,23 @@ def evaluate(
     """
     results = []
     for disease, splits in held_out.items():
-        per_seed = np.stack([auroc(split.y, split.probability) for split in splits])
+        aurocs = np.stack([auroc(split.y, split.probability) for split in splits])
         metrics = [summarise(split.y, split.ensemble) for split in splits]
-        paired = None
+        paired = bootstrap = None
         if reference is not None:
-            pairs = zip(splits, reference[disease], strict=True)
-            paired = over_splits([paired_delong(a.y, a.ensemble, b.ensemble) for a, b in pairs])
+            pairs = [
+                (a.y, a.ensemble, b.ensemble)
+                for a, b in zip(splits, reference[disease], strict=True)
+            ]
+            paired = over_splits([paired_delong(*pair) for pair in pairs])
+            bootstrap = bootstrap_over_splits([paired_bootstrap(*pair) for pair in pairs])
         results.append(
             Result(
                 disease=disease,
-                auroc_per_seed=tuple(per_seed.mean(axis=0).tolist()),
-                auroc_per_split=tuple(per_seed.mean(axis=1).tolist()),
+                aurocs=tuple(map(tuple, aurocs.tolist())),
                 ensemble=over_splits([delong(split.y, split.ensemble) for split in splits]),
                 versus_reference=paired,
+                bootstrap=bootstrap,
                 **{
                     name: float(np.mean([m[name] for m in metrics]))
                     for name in ("auprc", "brier", "calibration_slope", "calibration_intercept")
@@ -104,6 +136,46 @@ def evaluate(
         return results
     corrected = holm([result.versus_reference.p for result in results if result.versus_reference])
     return [replace(r, p_holm=float(p)) for r, p in zip(results, corrected, strict=True)]
+
+
+def name_of(method: str, scaler: str) -> str:
+    """A method as ranks and figures call it.
+
+    >>> name_of("sparsity_normalization+mask", "minmax")
+    'SN+mask · minmax'
+    """
+    short = method.replace("sparsity_normalization", "SN")
+    return short if scaler == "standard" else f"{short} · {scaler}"
+
+
+def rank_methods(results: Sequence[Mapping[str, Any]]) -> Friedman | None:
+    """Rank methods (with their scalers) over diseases and architectures; None for too few.
+
+    `results` are flat dicts with disease, architecture, method, scaler and auroc_ensemble, as
+    `tracking` gives them. Cells that lack a method are left out.
+    """
+    table: dict[tuple[str, str], dict[str, float]] = {}
+    for r in results:
+        cell = table.setdefault((r["disease"], r["architecture"]), {})
+        cell[name_of(r["method"], r["scaler"])] = r["auroc_ensemble"]
+    methods = list(dict.fromkeys(name for cell in table.values() for name in cell))
+    whole = [[cell[m] for m in methods] for cell in table.values() if len(cell) == len(methods)]
+    return friedman(whole, methods) if min(len(whole), len(methods)) >= 2 else None
+
+
+def records(results: Sequence[Mapping[str, Any]]) -> dict[str, WinTieLoss]:
+    """Method → its wins, ties and losses against zero imputation, over diseases and architectures.
+
+    Of the same scaler and architecture; a tie is an interval of the difference that includes zero.
+    """
+    intervals: dict[str, list[tuple[float, float]]] = {}
+    for r in results:
+        if r["delta_auroc"] is not None:
+            low, high = (
+                np.nan if r[k] is None else r[k] for k in ("delta_ci_low", "delta_ci_high")
+            )
+            intervals.setdefault(name_of(r["method"], r["scaler"]), []).append((low, high))
+    return {name: win_tie_loss(known) for name, known in intervals.items()}
 
 
 def curves(splits: Sequence[HeldOut]) -> list[Curve]:

@@ -10,11 +10,13 @@ from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm, rankdata
+from scipy.stats import chi2, f, norm, rankdata, studentized_range
 
 from ehr_sn.evaluate.metrics import Array, checked, class_sizes
 
 Z95 = float(norm.ppf(0.975))
+DRAWS = 1000
+BLOCK = 2**22  # drawn counts held at a time by the bootstrap
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,89 @@ class PairedAUROC:
         return _as_metrics(self, "difference", prefix)
 
 
+@dataclass(frozen=True)
+class PairedBootstrap:
+    """Difference (a − b) of two AUROCs on the same subjects, with a bootstrap's 95% interval."""
+
+    difference: float
+    ci_low: float
+    ci_high: float
+    n: int
+    n_positive: int
+    draws: int
+
+    def __str__(self) -> str:
+        return (
+            f"AUROC difference {self.difference:+.3f} (95% CI {self.ci_low:+.3f} to "
+            f"{self.ci_high:+.3f}, {self.draws:,} bootstrap draws; "
+            f"{self.n_positive:,} of {self.n:,} positive)"
+        )
+
+    def as_metrics(self, prefix: str = "auroc_difference_bootstrap") -> dict[str, float]:
+        """The difference as `<prefix>`, everything else as `<prefix>_<name>`."""
+        return _as_metrics(self, "difference", prefix)
+
+
+@dataclass(frozen=True)
+class Friedman:
+    """Do k methods rank alike over n cells? Friedman's test, and Nemenyi's critical difference.
+
+    `mean_ranks` (1 = best) are in the order of `methods`. Two methods differ where their mean ranks
+    are at least `critical_difference` apart (at 5%).
+    """
+
+    methods: tuple[str, ...]
+    mean_ranks: tuple[float, ...]
+    n: int
+    chi2: float
+    p_chi2: float
+    f: float
+    p: float
+    critical_difference: float
+
+    def __str__(self) -> str:
+        order = np.argsort(self.mean_ranks, kind="stable")
+        ranks = ", ".join(f"{self.methods[i]} {self.mean_ranks[i]:.2f}" for i in order)
+        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        return (
+            f"Mean ranks over {self.n} cells: {ranks}; Friedman {p} (F = {self.f:.2f}), "
+            f"Nemenyi's critical difference {self.critical_difference:.2f}"
+        )
+
+    def as_metrics(self, prefix: str = "friedman") -> dict[str, float]:
+        """`<prefix>_<name>` for each number, and `<prefix>_rank/<method>` for each method."""
+        numbers = ("n", "chi2", "p_chi2", "f", "p", "critical_difference")
+        ranks = zip(self.methods, self.mean_ranks, strict=True)
+        return {f"{prefix}_{name}": float(getattr(self, name)) for name in numbers} | {
+            f"{prefix}_rank/{method}": rank for method, rank in ranks
+        }
+
+    def alike(self, method: str) -> tuple[str, ...]:
+        """The other methods from which this one cannot be told apart."""
+        rank = self.mean_ranks[self.methods.index(method)]
+        return tuple(
+            other
+            for other, its in zip(self.methods, self.mean_ranks, strict=True)
+            if other != method and abs(its - rank) < self.critical_difference
+        )
+
+
+@dataclass(frozen=True)
+class WinTieLoss:
+    """In how many cells a method is better, not told apart, and worse."""
+
+    wins: int
+    ties: int
+    losses: int
+
+    def __str__(self) -> str:
+        return f"{self.wins} won, {self.ties} tied, {self.losses} lost"
+
+    def as_metrics(self, prefix: str = "cells") -> dict[str, float]:
+        """`<prefix>_wins`, `<prefix>_ties` and `<prefix>_losses`."""
+        return {f"{prefix}_{f.name}": float(getattr(self, f.name)) for f in fields(self)}
+
+
 Estimate = TypeVar("Estimate", AUROC, PairedAUROC)
 
 
@@ -135,6 +220,115 @@ def paired_delong(y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike) -> Paire
     area, variance = _areas_and_covariance(below[:1] - below[1:], above[:1] - above[1:])
     se = float(np.sqrt(variance[0, 0]))
     return PairedAUROC.from_se(float(area[0]), se, **_counts(below, above))
+
+
+def paired_bootstrap(
+    y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike, *, draws: int = DRAWS, seed: int = 0
+) -> PairedBootstrap:
+    """Difference of two AUROCs on the same subjects, by resampling subjects within each class.
+
+    The interval runs from the 2.5% to the 97.5% quantile of the differences in `draws` bootstrap
+    samples (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13), each of as many
+    positives and negatives as there are. It assumes no normal distribution, as DeLong's does.
+    `y` and both scores have shape (n,). Raises ValueError as `metrics.auroc` does.
+
+    >>> y = [0, 0, 0, 0, 1, 1, 1, 1]
+    >>> a, b = [1, 2, 3, 5, 4, 6, 7, 8], [1, 6, 3, 7, 4, 5, 2, 8]
+    >>> print(paired_bootstrap(y, a, b))
+    AUROC difference +0.375 (95% CI +0.000 to +0.750, 1,000 bootstrap draws; 4 of 8 positive)
+    """
+    positive, scores = checked(y, np.stack([score_a, score_b]), ndim=2)
+    m, k = class_sizes(positive)
+    rng = np.random.default_rng(seed)
+    ranked = []
+    for score in scores:
+        order = np.argsort(score[~positive])
+        below = score[~positive][order]
+        ends = [np.searchsorted(below, score[positive], side) for side in ("left", "right")]
+        ranked.append((order, *ends))
+    differences = np.empty(draws)
+    per_block = max(1, BLOCK // (m + k))
+    for start in range(0, draws, per_block):
+        size = min(per_block, draws - start)
+        of_positives = rng.multinomial(m, np.full(m, 1 / m), size)
+        of_negatives = rng.multinomial(k, np.full(k, 1 / k), size)
+        areas = []
+        for order, left, right in ranked:
+            beaten = np.zeros((size, k + 1))
+            np.cumsum(of_negatives[:, order], axis=1, out=beaten[:, 1:])
+            wins = beaten[:, left] + beaten[:, right]
+            areas.append(np.einsum("dm,dm->d", of_positives, wins) / (2 * m * k))
+        differences[start : start + size] = areas[0] - areas[1]
+    low, high = np.quantile(differences, [0.025, 0.975])
+    area = _areas_and_covariance(*_wins(y, scores))[0]
+    return PairedBootstrap(
+        float(area[0] - area[1]), float(low), float(high), n=m + k, n_positive=m, draws=draws
+    )
+
+
+def friedman(scores: ArrayLike, methods: Sequence[str]) -> Friedman:
+    """Rank k methods in each of n cells and test whether they differ.
+
+    Parameters
+    ----------
+    scores : shape (n, k), higher is better; a row is a data set, or a disease of one
+    methods : k names
+
+    Raises
+    ------
+    ValueError
+        Fewer than two cells or methods, a NaN, or shapes that do not match.
+
+    Notes
+    -----
+    Friedman's chi-square, Iman and Davenport's F (whose p is `p`), and Nemenyi's critical
+    difference as in J. Demšar, JMLR 7:1 (2006); ties share their middle rank. The test takes the
+    cells for independent. Diseases of one cohort are not: there it is a summary, not a proof.
+
+    Examples
+    --------
+    >>> result = friedman([[0.8, 0.7, 0.6], [0.9, 0.7, 0.8], [0.7, 0.6, 0.5]], ["a", "b", "c"])
+    >>> print(str(result).replace("; ", chr(10)))
+    Mean ranks over 3 cells: a 1.00, b 2.33, c 2.67
+    Friedman p = 0.049 (F = 7.00), Nemenyi's critical difference 1.91
+    """
+    table = np.asarray(scores, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] != len(methods) or min(table.shape) < 2:
+        raise ValueError(
+            f"friedman needs scores of shape (n cells, {len(methods)} methods), two or more of "
+            f"each, got {table.shape}"
+        )
+    if np.isnan(table).any():
+        raise ValueError("friedman cannot rank NaN: leave out cells that lack a method")
+    n, k = table.shape
+    ranks = rankdata(-table, axis=1).mean(axis=0)
+    statistic = 12 * n / (k * (k + 1)) * (np.square(ranks).sum() - k * (k + 1) ** 2 / 4)
+    left = n * (k - 1) - statistic
+    ratio = (n - 1) * statistic / left if left > 1e-9 else np.inf  # infinite: all cells agree
+    q = studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2)
+    return Friedman(
+        methods=tuple(methods),
+        mean_ranks=tuple(ranks.tolist()),
+        n=n,
+        chi2=float(statistic),
+        p_chi2=float(chi2.sf(statistic, k - 1)),
+        f=float(ratio),
+        p=float(f.sf(ratio, k - 1, (k - 1) * (n - 1))),
+        critical_difference=float(q * np.sqrt(k * (k + 1) / (6 * n))),
+    )
+
+
+def win_tie_loss(intervals: Sequence[tuple[float, float]]) -> WinTieLoss:
+    """Count intervals of a difference above zero, with zero in them, and below zero.
+
+    An interval that is not known (NaN) establishes nothing: a tie.
+
+    >>> print(win_tie_loss([(0.01, 0.03), (-0.01, 0.02), (0.0, 0.0), (-0.04, -0.01)]))
+    1 won, 2 tied, 1 lost
+    """
+    wins = sum(low > 0 for low, _ in intervals)
+    losses = sum(high < 0 for _, high in intervals)
+    return WinTieLoss(wins, len(intervals) - wins - losses, losses)
 
 
 def delong_covariance(y: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
@@ -215,12 +409,25 @@ def over_splits(results: Sequence[Estimate]) -> Estimate:
     kind = type(results[0])
     if any(type(result) is not kind for result in results):
         raise TypeError("results of different kinds: pass only AUROC or only PairedAUROC")
+    counts = {
+        name: round(np.mean([getattr(r, name) for r in results])) for name in ("n", "n_positive")
+    }
     values = [r.value if isinstance(r, AUROC) else r.difference for r in results]
-    return kind.from_se(
-        float(np.mean(values)),
-        float(np.sqrt(np.mean([r.se**2 for r in results]))),
-        n=round(np.mean([r.n for r in results])),
-        n_positive=round(np.mean([r.n_positive for r in results])),
+    mean = float(np.mean(values))
+    return kind.from_se(mean, float(np.sqrt(np.mean([r.se**2 for r in results]))), **counts)
+
+
+def bootstrap_over_splits(results: Sequence[PairedBootstrap]) -> PairedBootstrap:
+    """As `over_splits`: the mean of each end, as if the draws of all splits agreed.
+
+    >>> one = PairedBootstrap(0.01, -0.01, 0.03, n=500, n_positive=60, draws=2000)
+    >>> bootstrap_over_splits([one, one]) == one
+    True
+    """
+    numbers = [(r.difference, r.ci_low, r.ci_high, r.n, r.n_positive) for r in results]
+    difference, low, high, n, n_positive = np.mean(numbers, axis=0).tolist()
+    return PairedBootstrap(
+        difference, low, high, n=round(n), n_positive=round(n_positive), draws=results[0].draws
     )
 
 
@@ -287,7 +494,9 @@ def _two_sided_p(difference: float, se: float) -> float:
     return float(2 * norm.sf(abs(difference) / se))
 
 
-def _as_metrics(result: AUROC | PairedAUROC, main: str, prefix: str) -> dict[str, float]:
+def _as_metrics(
+    result: AUROC | PairedAUROC | PairedBootstrap, main: str, prefix: str
+) -> dict[str, float]:
     return {
         prefix if f.name == main else f"{prefix}_{f.name}": float(getattr(result, f.name))
         for f in fields(result)

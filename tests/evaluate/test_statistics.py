@@ -4,19 +4,23 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy.stats import kstest, norm
+from scipy.stats import friedmanchisquare, kstest, norm
 from sklearn.metrics import roc_auc_score
 
 from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.evaluate.statistics import (
     AUROC,
     PairedAUROC,
+    bootstrap_over_splits,
     delong,
     delong_covariance,
+    friedman,
     holm,
     mean_sd,
     over_splits,
+    paired_bootstrap,
     paired_delong,
+    win_tie_loss,
 )
 
 
@@ -286,3 +290,92 @@ def test_a_single_value_has_no_spread_and_no_value_no_mean():
         assert np.isnan(mean_sd([0.8]).sd)
     with pytest.raises(ValueError, match="at least one value"):
         mean_sd([])
+
+
+@pytest.mark.parametrize("decimals", [1, 8], ids=["tied", "untied"])
+def test_the_paired_bootstrap_agrees_with_paired_delong(decimals):
+    y, a, b = two_scores(np.random.default_rng(13), 1500, gain_a=1.3)
+    a, b = a.round(decimals), b.round(decimals)
+    bootstrap, exact = paired_bootstrap(y, a, b), paired_delong(y, a, b)
+    assert bootstrap.difference == pytest.approx(exact.difference, abs=1e-12)
+    assert bootstrap.ci_low == pytest.approx(exact.ci_low, abs=0.15 * exact.se)
+    assert bootstrap.ci_high == pytest.approx(exact.ci_high, abs=0.15 * exact.se)
+    assert (bootstrap.n, bootstrap.n_positive) == (exact.n, exact.n_positive)
+
+
+def test_a_bootstrap_sample_is_scored_as_if_its_rows_were_written_out(monkeypatch):
+    """One draw at a time, so that the drawn rows can be drawn again here."""
+    monkeypatch.setattr("ehr_sn.evaluate.statistics.BLOCK", 1)
+    y, a, b = two_scores(np.random.default_rng(14), 60)
+    a = a.round(1)
+    rng, cases, controls = np.random.default_rng(5), np.flatnonzero(y), np.flatnonzero(~y)
+    differences = []
+    for _ in range(40):
+        rows = [
+            np.repeat(c, rng.multinomial(c.size, np.full(c.size, 1 / c.size)))
+            for c in (cases, controls)
+        ]
+        drawn = np.concatenate(rows)
+        differences.append(roc_auc_score(y[drawn], a[drawn]) - roc_auc_score(y[drawn], b[drawn]))
+    result = paired_bootstrap(y, a, b, draws=40, seed=5)
+    assert_allclose([result.ci_low, result.ci_high], np.quantile(differences, [0.025, 0.975]))
+
+
+def test_the_same_seed_draws_the_same_bootstrap_and_another_seed_another():
+    y, a, b = two_scores(np.random.default_rng(15), 200)
+    one, same, other = (paired_bootstrap(y, a, b, draws=200, seed=s) for s in (1, 1, 2))
+    assert one == same != other
+
+
+DEMSAR = np.array(  # ranks of C4.5, C4.5+m, C4.5+cf, C4.5+m+cf on 14 data sets
+    [
+        *([4, 3, 2, 1], [1, 2, 3, 4], [4, 1, 2, 3], [4, 1, 3, 2], [4, 2, 3, 1], [1, 2.5, 4, 2.5]),
+        *([3, 2, 4, 1], [2.5, 2.5, 4, 1], [4, 3, 2, 1], [2.5] * 4, [4, 2.5, 1, 2.5], [3, 2, 4, 1]),
+        *([4, 1, 2, 3], [3, 1, 4, 2]),
+    ]
+)
+
+
+def test_friedman_and_nemenyi_are_as_published():
+    """The worked example of J. Demšar, JMLR 7:1 (2006), section 3.2.2."""
+    result = friedman(-DEMSAR, ["C4.5", "C4.5+m", "C4.5+cf", "C4.5+m+cf"])
+    assert_allclose(result.mean_ranks, [3.143, 2.000, 2.893, 1.964], atol=5e-4)
+    assert result.chi2 == pytest.approx(9.28, abs=0.005)
+    assert result.f == pytest.approx(3.69, abs=0.005)
+    assert result.critical_difference == pytest.approx(1.25, abs=0.005)
+    assert result.p == pytest.approx(0.0197, abs=5e-4)  # beyond F(3, 39) = 2.85 at 5%
+    assert result.alike("C4.5+m") == ("C4.5", "C4.5+cf", "C4.5+m+cf")
+
+
+def test_friedmans_statistic_is_scipys_where_nothing_is_tied():
+    scores = np.random.default_rng(16).random((12, 5))
+    result = friedman(scores, list("abcde"))
+    expected = friedmanchisquare(*scores.T)
+    assert (result.chi2, result.p_chi2) == pytest.approx((expected.statistic, expected.pvalue))
+
+
+def test_methods_that_rank_alike_everywhere_are_told_apart_and_equal_ones_never():
+    clear = friedman(np.tile([3.0, 2.0, 1.0], (20, 1)), ["a", "b", "c"])
+    assert (clear.p, clear.alike("a")) == (0, ())
+    same = friedman(np.ones((20, 3)), ["a", "b", "c"])
+    assert (same.p, same.alike("a")) == (1, ("b", "c"))
+
+
+def test_friedman_refuses_what_it_cannot_rank():
+    with pytest.raises(ValueError, match="two or more of each"):
+        friedman([[0.8, 0.7]], ["a", "b"])
+    with pytest.raises(ValueError, match="cannot rank NaN"):
+        friedman([[0.8, np.nan], [0.7, 0.6]], ["a", "b"])
+
+
+def test_an_unknown_interval_is_neither_won_nor_lost():
+    result = win_tie_loss([(np.nan, np.nan), (0.01, 0.02)])
+    assert result.as_metrics() == {"cells_wins": 1, "cells_ties": 1, "cells_losses": 0}
+
+
+def test_bootstraps_of_splits_average_to_an_interval_that_repeats_never_narrow():
+    y, a, b = two_scores(np.random.default_rng(17), 300)
+    one = paired_bootstrap(y, a, b, draws=200)
+    combined = bootstrap_over_splits([one] * 5)
+    assert (combined.ci_low, combined.ci_high) == pytest.approx((one.ci_low, one.ci_high))
+    assert "200 bootstrap draws" in str(combined)

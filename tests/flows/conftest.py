@@ -80,6 +80,16 @@ def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_clinic(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def lasting_clinic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """As `clinic`, for all tests of a module: their current folder stays the same."""
+    folder = tmp_path_factory.mktemp("clinic")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield make_clinic(folder)
+
+
 def make_clinic(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     simulate(folder)

@@ -54,7 +54,11 @@ def test_a_run_a_disease_architecture_and_method_stands_below_one_parent(clinic:
         assert sorted(m.step for m in seeds) == [0, 1, 2]
         assert len(client.get_metric_history(run.info.run_id, "epoch_tuning_auroc")) >= 1
         files = [file.path for file in client.list_artifacts(run.info.run_id)]
-        assert files == ["roc_and_calibration.png"]
+        assert files == ["roc_and_calibration.png", "sparsity_bias.png"]
+        assert metrics["sparsity_slope"] != 0
+        lost = client.get_metric_history(run.info.run_id, "shift_mcar_auroc")
+        assert [m.step for m in lost] == [0, 10, 30, 50, 70, 90]
+        assert lost[-1].value < lost[0].value
         compared = "delta_p_holm" in metrics
         assert compared == (run.data.params["method"] != "zero")
     parent = client.get_run(parent_id)
@@ -62,8 +66,12 @@ def test_a_run_a_disease_architecture_and_method_stands_below_one_parent(clinic:
     assert parent.data.tags["ehr_sn.store"] == store.fingerprint
     assert parent.data.metrics["seconds_training"] > 0
     files = {file.path for file in client.list_artifacts(parent_id)}
-    tables = {"cohort.json", "labels.json"}
+    tables = {"cohort.json", "labels.json", "leak_audit.csv"}
     assert files == {"manifest.json", "comparison.png", "comparison.json"} | tables
+    metrics = parent.data.metrics
+    assert 0.4 < metrics["leak_mask_auroc/diabetes"] < 0.7
+    assert metrics["friedman_n"] == 4
+    assert sum(metrics[f"versus_zero/zero_mask_{k}"] for k in ("wins", "ties", "losses")) == 4
 
 
 def test_every_run_has_the_same_parameters_and_metrics(clinic: Path) -> None:

@@ -1,0 +1,293 @@
+"""Predictions → what a clinician asks: whom the model flags, what that gains, for whom.
+
+Everything takes a list of splits and gives the mean over them; intervals are as wide as those of
+one split (see `statistics.over_splits`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
+
+from ehr_sn.config import Config, GroupConfig
+from ehr_sn.errors import ConfigError, did_you_mean
+from ehr_sn.evaluate.metrics import (
+    CLIP,
+    Array,
+    calibration_in_the_large,
+    checked,
+    class_sizes,
+)
+from ehr_sn.evaluate.plots import SMALLEST_GROUP
+from ehr_sn.evaluate.statistics import AUROC, Z95, delong, over_splits
+from ehr_sn.ingest.store import Store
+
+Split = tuple[ArrayLike, ArrayLike]
+"""Labels and probabilities of one split's rows, both (n,)."""
+
+SENSITIVITIES = (0.95, 0.9, 0.8, 0.7, 0.5)
+AGE_EDGES = (40.0, 65.0, 80.0)
+SEXES = ("male", "female", "sex", "gender")
+MOST_LEVELS = 10
+
+
+@dataclass(frozen=True)
+class DecisionCurve:
+    """Net benefit at each threshold: of the model, and of treating everybody (nobody's is 0)."""
+
+    threshold: tuple[float, ...]
+    model: tuple[float, ...]
+    treat_all: tuple[float, ...]
+
+    def useful(self) -> tuple[float, float] | None:
+        """The widest run of thresholds at which the model beats both; None if there is none."""
+        better = np.array(self.model) > np.maximum(self.treat_all, 0) + 1e-12
+        ends = np.flatnonzero(np.diff(np.concatenate([[0], better, [0]])))
+        if not ends.size:
+            return None
+        starts, stops = ends[::2], ends[1::2] - 1
+        widest = int(np.argmax(stops - starts))
+        return self.threshold[starts[widest]], self.threshold[stops[widest]]
+
+
+def net_benefit(y: ArrayLike, p: ArrayLike, threshold: float) -> float:
+    """True positives a subject, less false positives weighed by the threshold's odds.
+
+    Somebody who treats at a risk of t holds that 1/t − 1 needless treatments outweigh one that was
+    needed (A. J. Vickers, E. B. Elkin, Med Decis Making 26:565, 2006). Labels and probabilities
+    have shape (n,). Raises ValueError as `metrics.brier` does, and for a threshold not in (0, 1).
+
+    >>> round(net_benefit([1, 0, 0, 1], [0.9, 0.6, 0.1, 0.3], 0.5), 3)
+    0.0
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"a threshold lies between 0 and 1, not at {threshold}")
+    positive, p = checked(y, p, ndim=1, probabilities=True)
+    flagged = p >= threshold
+    odds = threshold / (1 - threshold)
+    return float(((flagged & positive).sum() - odds * (flagged & ~positive).sum()) / p.size)
+
+
+def decision_curve(splits: Sequence[Split], *, points: int = 60) -> DecisionCurve:
+    """The decision curve from a threshold of 1% to the 99th percentile of the predictions."""
+    highest = np.quantile(np.concatenate([np.asarray(p) for _, p in splits]), 0.99)
+    thresholds = np.linspace(0.01, np.clip(highest, 0.02, 0.99), points)
+    model = [np.mean([net_benefit(y, p, t) for y, p in splits]) for t in thresholds]
+    prevalence = np.mean([np.mean(np.asarray(y)) for y, _ in splits])
+    everybody = prevalence - (1 - prevalence) * thresholds / (1 - thresholds)
+    return DecisionCurve(
+        tuple(thresholds.tolist()), tuple(map(float, model)), tuple(everybody.tolist())
+    )
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A share with Wilson's 95% interval (E. B. Wilson, JASA 22:209, 1927).
+
+    >>> print(Proportion.of(45, 50))
+    90% (79 to 96)
+    """
+
+    value: float
+    ci_low: float
+    ci_high: float
+
+    @classmethod
+    def of(cls, k: float, n: float) -> Proportion:
+        """k of n; all NaN where n is 0."""
+        if n == 0:
+            return cls(np.nan, np.nan, np.nan)
+        share, z2 = k / n, Z95**2
+        middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+        half = Z95 / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
+        return cls(float(share), float(max(0, middle - half)), float(min(1, middle + half)))
+
+    def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "–"
+        return f"{self.value:.0%} ({100 * self.ci_low:.0f} to {100 * self.ci_high:.0f})"
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What flagging everybody from `threshold` on does, on held-out rows.
+
+    `aim` is the sensitivity for which the threshold was chosen, on tuning rows.
+    """
+
+    aim: float
+    threshold: float
+    sensitivity: Proportion
+    specificity: Proportion
+    ppv: Proportion
+    npv: Proportion
+    alerts_per_1000: float
+
+
+def operating_points(
+    tuning: Sequence[Split], held_out: Sequence[Split], aims: Sequence[float] = SENSITIVITIES
+) -> list[OperatingPoint]:
+    """For each aimed sensitivity the highest threshold that has it on tuning rows, judged held out.
+
+    Each split has its own threshold; what is given is their mean. Raises ValueError where a tuning
+    split has only one class.
+
+    >>> y, p = [0, 0, 0, 1, 1], [0.1, 0.2, 0.6, 0.5, 0.9]
+    >>> (point,) = operating_points([(y, p)], [(y, p)], [1.0])
+    >>> point.threshold, str(point.specificity), point.alerts_per_1000
+    (0.5, '67% (21 to 94)', 600.0)
+    """
+    points = []
+    for aim in aims:
+        counts, thresholds = [], []
+        for for_choice, for_judging in zip(tuning, held_out, strict=True):
+            positive, p = checked(*for_choice, ndim=1, probabilities=True)
+            class_sizes(positive)
+            threshold = float(np.quantile(p[positive], 1 - aim, method="lower"))
+            positive, p = checked(*for_judging, ndim=1, probabilities=True)
+            flagged = p >= threshold
+            counts.append(
+                [
+                    (flagged & positive).sum(),
+                    (~flagged & positive).sum(),
+                    (flagged & ~positive).sum(),
+                    (~flagged & ~positive).sum(),
+                ]
+            )
+            thresholds.append(threshold)
+        tp, fn, fp, tn = np.mean(counts, axis=0).tolist()
+        points.append(
+            OperatingPoint(
+                aim=aim,
+                threshold=float(np.mean(thresholds)),
+                sensitivity=Proportion.of(tp, tp + fn),
+                specificity=Proportion.of(tn, tn + fp),
+                ppv=Proportion.of(tp, tp + fp),
+                npv=Proportion.of(tn, tn + fn),
+                alerts_per_1000=1000 * (tp + fp) / (tp + fn + fp + tn),
+            )
+        )
+    return points
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """How the model does in one group of subjects; n and n_positive are a split's means.
+
+    What cannot be known with so few of a class is None. Calibration-in-the-large above 0: the
+    predicted risks of this group are too low.
+    """
+
+    group: str
+    level: str
+    n: int
+    n_positive: int
+    auroc: AUROC | None
+    in_the_large: tuple[float, float, float] | None
+
+    def as_metrics(self, prefix: str = "group") -> dict[str, float]:
+        """`<prefix>_<metric>/<group>/<level>`, of what is known; for names that MLflow takes."""
+        at = f"{self.group}/{self.level}"
+        metrics: dict[str, float] = {f"{prefix}_n/{at}": float(self.n)}
+        if self.auroc:
+            metrics[f"{prefix}_auroc/{at}"] = self.auroc.value
+        if self.in_the_large:
+            metrics[f"{prefix}_calibration_intercept/{at}"] = self.in_the_large[0]
+        return metrics
+
+
+def subject_groups(config: Config, store: Store) -> dict[str, dict[str, NDArray[np.bool_]]]:
+    """Group → level → its rows (rows,), as `evaluate.groups` says.
+
+    Where it says nothing: by age, if there is a feature `age`, and by sex, if there is one named
+    male, female, sex or gender. Rows without the feature are a level of their own.
+
+    Raises
+    ------
+    ConfigError
+        A group's feature does not exist, or needs edges.
+    """
+    wanted: Mapping[str, GroupConfig] | None = config.evaluate.groups
+    if wanted is None:
+        wanted = {"age": GroupConfig(feature="age", edges=AGE_EDGES)}
+        wanted |= {name: GroupConfig(feature=name) for name in SEXES}
+        wanted = {k: group for k, group in wanted.items() if group.feature in store.feature_names}
+    values = store.values()
+    groups = {}
+    for name, group in wanted.items():
+        where = config.where(f"evaluate.groups.{name}")
+        if group.feature not in store.feature_names:
+            hint = did_you_mean(group.feature, store.feature_names)
+            raise ConfigError(f"{where}: there is no feature {group.feature!r}; {hint}")
+        column = values[:, store.feature_names.index(group.feature)]
+        if not group.edges and len(np.unique(column[~np.isnan(column)])) > MOST_LEVELS:
+            raise ConfigError(
+                f"{where}: {group.feature!r} has more than {MOST_LEVELS} different values; give "
+                "`edges`, such as [40, 65]"
+            )
+        levels = dict(_bands(column, group.edges) if group.edges else _values(column))
+        groups[name] = {level: rows for level, rows in levels.items() if rows.any()}
+    return groups
+
+
+def _bands(column: Array, edges: Sequence[float]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    yield f"below {edges[0]:g}", column < edges[0]
+    for low, high in pairwise(edges):
+        yield f"{low:g} to below {high:g}", (column >= low) & (column < high)
+    yield f"{edges[-1]:g} and above", column >= edges[-1]
+    yield "missing", np.isnan(column)
+
+
+def _values(column: Array) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    for value in np.unique(column[~np.isnan(column)]):
+        yield f"{value:g}", column == value
+    yield "missing", np.isnan(column)
+
+
+def by_group(
+    splits: Sequence[tuple[ArrayLike, ArrayLike, NDArray[np.intp]]],
+    groups: Mapping[str, Mapping[str, NDArray[np.bool_]]],
+) -> list[GroupResult]:
+    """How a model does in each group; levels of fewer than 11 subjects are left out.
+
+    `splits` holds for each split its labels (n,), probabilities (n,) and row numbers (n,), which
+    are the places of its subjects in a level's mask of all rows.
+    """
+    results = []
+    for group, levels in groups.items():
+        for level, member in levels.items():
+            parts = []
+            for labels, probability, rows in splits:
+                here = member[rows]
+                parts.append((np.asarray(labels)[here], np.asarray(probability)[here]))
+            n = float(np.mean([len(y) for y, _ in parts]))
+            known = [(y, p) for y, p in parts if 2 <= y.sum() <= len(y) - 2]
+            if n >= SMALLEST_GROUP:
+                results.append(
+                    GroupResult(
+                        group=group,
+                        level=level,
+                        n=round(n),
+                        n_positive=round(np.mean([y.sum() for y, _ in parts])),
+                        auroc=over_splits([delong(y, p) for y, p in known]) if known else None,
+                        in_the_large=_in_the_large(known) if known else None,
+                    )
+                )
+    return results
+
+
+def _in_the_large(splits: Sequence[tuple[Array, Array]]) -> tuple[float, float, float]:
+    """Calibration-in-the-large and its 95% interval, from the likelihood's curvature."""
+    values, variances = [], []
+    for y, p in splits:
+        a = calibration_in_the_large(y, p)
+        risk = expit(a + logit(np.clip(p, CLIP, 1 - CLIP)))
+        values.append(a)
+        variances.append(1 / (risk * (1 - risk)).sum())
+    mean, se = float(np.mean(values)), float(np.sqrt(np.mean(variances)))
+    return mean, mean - Z95 * se, mean + Z95 * se

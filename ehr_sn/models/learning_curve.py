@@ -1,0 +1,55 @@
+"""Store → the same store with fewer training rows: does the model still learn from more?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehr_sn.config import Config
+from ehr_sn.ingest.store import Store
+from ehr_sn.models.predict import best_comparison
+from ehr_sn.models.train import REFERENCE, comparisons
+
+SHARES = (0.1, 0.25, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class FewerRows(Store):
+    """A store of which only a share of each split's training rows is for training.
+
+    A larger share holds the rows of a smaller one; tuning and held-out rows are as they were.
+    """
+
+    share: float = 1.0
+
+    @property
+    def fingerprint(self) -> str:
+        whole = super().fingerprint
+        return whole if self.share == 1 else f"{whole}-{self.share:g}"
+
+    def splits(self) -> NDArray[np.str_]:
+        dealt = super().splits().astype(object)
+        for i, column in enumerate(dealt.T):
+            rows = np.flatnonzero(column == "train")
+            order = np.random.default_rng([i, len(rows)]).permutation(rows)
+            column[order[round(self.share * len(rows)) :]] = "not used"
+        return dealt.astype(str)
+
+
+def compared(config: Config, store: Store) -> list[tuple[str, str, str]]:
+    """The best method by tuning rows, and the reference with its scaler and architecture."""
+    best = best_comparison(config, store)
+    reference = (REFERENCE, *best[1:])
+    return (
+        [best] if reference == best or reference not in comparisons(config) else [reference, best]
+    )
+
+
+def further_cells(config: Config, store: Store) -> list[tuple[float, tuple[str, str, str], int]]:
+    """(share, comparison, split) of the cells to train; those of all rows are trained already."""
+    return [
+        (share, comparison, split)
+        for comparison in compared(config, store)
+        for share in SHARES[:-1]
+        for split in range(config.splits.repeats)
+    ]

@@ -1,0 +1,171 @@
+"""Whom a model flags, what that gains, for whom it works, and what it looks at."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy.special import expit, logit
+from sklearn.metrics import confusion_matrix
+
+from ehr_sn.errors import ConfigError
+from ehr_sn.evaluate.clinical import (
+    Proportion,
+    by_group,
+    decision_curve,
+    net_benefit,
+    operating_points,
+    subject_groups,
+)
+from ehr_sn.evaluate.importance import (
+    can_explain,
+    integrated_gradients,
+    permutation_importance,
+)
+from ehr_sn.ingest.store import Store, ingest
+from ehr_sn.models.learning_curve import FewerRows
+from ehr_sn.models.predict import load_predictor
+from ehr_sn.models.train import Cell, cell_path, train_cell
+
+
+def cohort(seed=0, n=4000):
+    rng = np.random.default_rng(seed)
+    p = expit(rng.normal(-1.5, 1.2, n))
+    return (rng.random(n) < p).astype(float), p
+
+
+def test_net_benefit_is_that_of_vickers_and_elkin():
+    y, p = cohort()
+    tn, fp, fn, tp = confusion_matrix(y, p >= 0.2).ravel()
+    assert tn + fn > 0
+    assert net_benefit(y, p, 0.2) == pytest.approx(tp / 4000 - fp / 4000 * 0.25)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        net_benefit(y, p, 1)
+
+
+def test_a_calibrated_model_is_worth_using_and_one_that_knows_nothing_is_not():
+    y, p = cohort()
+    curve = decision_curve([(y, p), (y, p)])
+    assert (np.array(curve.model) >= np.array(curve.treat_all) - 0.002).all()
+    assert (np.array(curve.model)[10:] > 0).all()
+    low, high = curve.useful()
+    assert low < 0.15 < 0.5 < high
+    blind = decision_curve([(y, np.full_like(p, y.mean()))])
+    assert blind.useful() is None
+    assert_allclose(blind.model[0], blind.treat_all[0])
+
+
+def test_wilsons_interval_is_the_published_one():
+    """15 of 148 (R. G. Newcombe, Stat Med 17:857, 1998, table I): 0.0624 to 0.1605."""
+    share = Proportion.of(15, 148)
+    assert (share.ci_low, share.ci_high) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert Proportion.of(0, 20).ci_low == 0
+    assert str(Proportion.of(0, 0)) == "–"
+
+
+def test_operating_points_are_chosen_on_tuning_rows_and_judged_on_held_out_ones():
+    tuning, held_out = cohort(1), cohort(2)
+    for point in operating_points([tuning], [held_out]):
+        y, p = tuning
+        assert point.aim <= (p[y == 1] >= point.threshold).mean() < point.aim + 0.01
+        tn, fp, fn, tp = confusion_matrix(held_out[0], held_out[1] >= point.threshold).ravel()
+        assert point.sensitivity.value == pytest.approx(tp / (tp + fn))
+        assert point.specificity.value == pytest.approx(tn / (tn + fp))
+        assert point.ppv.value == pytest.approx(tp / (tp + fp))
+        assert point.npv.value == pytest.approx(tn / (tn + fn))
+        assert point.alerts_per_1000 == pytest.approx((tp + fp) / 4)
+    assert operating_points([tuning] * 2, [held_out] * 2) == operating_points([tuning], [held_out])
+
+
+def test_a_group_for_whom_the_model_is_wrong_is_seen():
+    y, p = cohort()
+    old = np.arange(4000) < 1000
+    p = np.where(old, expit(logit(p) - 1), p)
+    rare = np.arange(4000) == 7
+    groups = {"age": {"old": old, "young": ~old, "centenarian": rare}}
+    first, second = by_group([(y, p, np.arange(4000))], groups)
+    assert (first.level, first.n, second.n) == ("old", 1000, 3000)
+    assert first.in_the_large[1] > 0.7
+    assert second.in_the_large[1] < 0 < second.in_the_large[2]
+    assert first.auroc.ci_low < 0.9
+    assert by_group([(y, p, np.arange(4000))] * 4, groups)[0] == first
+
+
+def test_groups_are_by_age_and_sex_unless_configured(busy):
+    config = busy.config()
+    store = Store(ingest(config))
+    levels = subject_groups(config, store)["age"]
+    assert list(levels) == ["below 40", "40 to below 65", "65 to below 80"]
+    assert sum(rows.sum() for rows in levels.values()) == len(store.values())
+    by_sbp = busy.config(evaluate__groups={"pressure": {"feature": "sbp.last", "edges": [120]}})
+    assert list(subject_groups(by_sbp, store)["pressure"]) == [
+        "below 120",
+        "120 and above",
+        "missing",
+    ]
+    assert subject_groups(busy.config(evaluate__groups={}), store) == {}
+
+
+def test_a_group_that_cannot_be_made_says_where_and_what_to_do(busy):
+    store = Store(ingest(busy.config()))
+    typo = busy.config(evaluate__groups={"old": {"feature": "agee", "edges": [65]}})
+    with pytest.raises(ConfigError, match=r"hospital.yaml:\d+: evaluate.groups.old.*'age'"):
+        subject_groups(typo, store)
+    with pytest.raises(ConfigError, match="give `edges`"):
+        subject_groups(busy.config(evaluate__groups={"age": {"feature": "age"}}), store)
+    with pytest.raises(ConfigError, match="edges must rise"):
+        busy.config(evaluate__groups={"age": {"feature": "age", "edges": [65, 40]}})
+
+
+def test_smaller_shares_of_the_training_rows_are_nested_and_leave_other_splits_alone(busy):
+    store = Store(ingest(busy.config()))
+    whole = store.splits()
+    tenth, half = (FewerRows(store.path, share).splits() for share in (0.1, 0.5))
+    assert (tenth == "train").sum() == pytest.approx(0.1 * (whole == "train").sum(), abs=1)
+    assert ((tenth == "train") <= (half == "train")).all()
+    for part in ("tuning", "held_out"):
+        assert ((half == part) == (whole == part)).all()
+    config = busy.config()
+    cell = Cell("zero", "standard", "mlp", 0)
+    paths = {cell_path(config, FewerRows(store.path, share), cell) for share in (0.1, 0.5, 1.0)}
+    assert len(paths) == 3
+    assert cell_path(config, store, cell) in paths
+
+
+@pytest.fixture
+def knows_age(busy):
+    """A network trained to tell who is old, from age alone among noise."""
+    patients = busy.folder / "patients.csv"
+    old = [row.split(",")[0] for row in patients.read_text().split()[1:] if row[-2:] > "50"]
+    rows = "".join(f"{i},400,E12\n" for i in old)
+    (busy.folder / "diagnoses.csv").write_text("id,day,icd\n" + rows)
+    config = busy.config(
+        labels={"old": {"codes": ["E12"], "within_days": 600}},
+        features__history=None,
+        train={
+            "seeds": 2,
+            "max_epochs": 30,
+            "batch_size": 32,
+            "learning_rate": 0.02,
+            "architectures": {"mlp": {"hidden": [8]}},
+            "methods": {"standard": ["zero+mask"]},
+        },
+    )
+    store = Store(ingest(config))
+    cell = Cell("zero+mask", "standard", "mlp", 0)
+    train_cell(config, store, cell)
+    return store, load_predictor(config, store, cell)
+
+
+def test_what_the_model_looks_at_comes_first(knows_age):
+    store, predict = knows_age
+    ranked = permutation_importance(predict, store)["old"]
+    assert {entry.measurement for entry in ranked} == {"age", "sbp", "hdl"}
+    assert ranked[0].measurement == "age"
+    assert ranked[0].drop > 0.2 > 5 * abs(ranked[1].drop)
+    assert permutation_importance(predict, store) == {"old": ranked}
+
+
+@pytest.mark.skipif(not can_explain(), reason="captum is not installed")
+def test_integrated_gradients_point_at_the_same(knows_age):
+    store, predict = knows_age
+    attributed = integrated_gradients(predict, store)["old"]
+    assert max(attributed, key=attributed.get) == "age"
