@@ -9,7 +9,7 @@ DuckDB tables made here:
 import duckdb
 
 from ehr_sn.config import SPLITS, Config, Label
-from ehr_sn.errors import DataError
+from ehr_sn.ingest.requirements import Requirement, require
 from ehr_sn.ingest.tables import identifier, literals
 
 MIN_PER_CLASS = 2  # the variance of an AUROC needs two of each class
@@ -91,14 +91,15 @@ def stage_splits(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         f"""CREATE TABLE splits AS SELECT subject_id, {", ".join(deals)}
         FROM (SELECT DISTINCT subject_id FROM cohort) ORDER BY subject_id"""
     )
-    faults = [
-        fault
-        for disease in config.labels
-        for column in splits.columns
-        for fault in _too_few(db, config, disease, column)
-    ]
-    if faults:
-        raise DataError("\n".join(faults))
+    require(
+        db,
+        [
+            requirement
+            for disease in config.labels
+            for column in splits.columns
+            for requirement in _of_each_class(db, config, disease, column)
+        ],
+    )
 
 
 def _rule(label: Label) -> str:
@@ -110,18 +111,25 @@ def _rule(label: Label) -> str:
         WHEN follow_up_end >= {window_end} THEN 0 END"""
 
 
-def _too_few(db: duckdb.DuckDBPyConnection, config: Config, disease: str, column: str) -> list[str]:
+def _of_each_class(
+    db: duckdb.DuckDBPyConnection, config: Config, disease: str, column: str
+) -> list[Requirement]:
     counted = db.execute(
         f"""SELECT {column}, count(*) FILTER ({identifier(disease)} = 1),
             count(*) FILTER ({identifier(disease)} = 0)
         FROM labels JOIN cohort USING (row) JOIN splits USING (subject_id) GROUP BY 1"""
     ).fetchall()
     per_split = {split: (positive, negative) for split, positive, negative in counted}
+    where = config.where(f"labels.{disease}")
     return [
-        f"{config.where(f'labels.{disease}')}: {column} deals {positive} positive and {negative} "
-        f"negative rows to {split}; at least {MIN_PER_CLASS} of each are needed. Widen the label's "
-        "window or codes, take other fractions in `splits`, or leave the disease out"
+        Requirement(
+            f"{where}: {column} deals $positive positive and $negative negative rows to {split}; "
+            f"at least {MIN_PER_CLASS} of each are needed. Widen the label's window or codes, "
+            "take other fractions in `splits`, or leave the disease out",
+            {"positive": positive, "negative": negative},
+            needed=("positive", "negative"),
+            least=MIN_PER_CLASS,
+        )
         for split in SPLITS
         for positive, negative in [per_split.get(split, (0, 0))]
-        if min(positive, negative) < MIN_PER_CLASS
     ]

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_sn.config import Config, Events
-from ehr_sn.errors import DataError
 from ehr_sn.ingest.cells import (
     MADE_MISSING,
     NO_TIME,
@@ -19,8 +18,8 @@ from ehr_sn.ingest.cells import (
     as_time,
     implausible,
     is_given,
-    nothing_usable,
     require_some_number,
+    require_usable,
     set_aside,
     subject_type_of,
     types_of,
@@ -71,8 +70,8 @@ def require_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         With the reasons and how often each occurs.
     """
     for i, events in enumerate(config.events):
-        if not count(db, f"SELECT count(*) FROM events WHERE source = {literal(events.table)}"):
-            raise DataError(nothing_usable(db, config.where(f"events.{i}"), events.table))
+        usable = count(db, f"SELECT count(*) FROM events WHERE source = {literal(events.table)}")
+        require_usable(db, config.where(f"events.{i}"), events.table, usable)
 
 
 def _judge(

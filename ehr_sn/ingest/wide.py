@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import duckdb
 
 from ehr_sn.config import Config, StaticFeature, category_name
-from ehr_sn.errors import DataError
 from ehr_sn.ingest.cells import (
     MADE_MISSING,
     NO_TIME,
@@ -25,8 +24,8 @@ from ehr_sn.ingest.cells import (
     create_quarantine,
     implausible,
     is_given,
-    nothing_usable,
     require_some_number,
+    require_usable,
     set_aside,
     subject_type_of,
     types_of,
@@ -34,6 +33,7 @@ from ehr_sn.ingest.cells import (
 )
 from ehr_sn.ingest.columns import Column, Columns
 from ehr_sn.ingest.expressions import Expression, number
+from ehr_sn.ingest.requirements import Requirement, require
 from ehr_sn.ingest.tables import (
     count,
     create_notices,
@@ -119,8 +119,8 @@ def _judge_cohort(db: duckdb.DuckDBPyConnection, config: Config, columns: Column
         WINDOW same AS (PARTITION BY subject_id, prediction_time)"""
     )
     _set_row_aside(db, "judged_cohort", cohort.table)
-    if not count(db, "SELECT count(*) FROM judged_cohort WHERE reason IS NULL"):
-        raise DataError(nothing_usable(db, config.where("cohort"), cohort.table))
+    usable = count(db, "SELECT count(*) FROM judged_cohort WHERE reason IS NULL")
+    require_usable(db, config.where("cohort"), cohort.table, usable)
 
 
 def _judge_joined(
@@ -146,9 +146,9 @@ def _judge_joined(
         WINDOW same AS (PARTITION BY joined_subject)"""
     )
     _set_row_aside(db, _joined(table), table)
-    if not count(db, f"SELECT count(*) FROM {_joined(table)} WHERE reason IS NULL"):
-        index = config.cohort.join.index(table)
-        raise DataError(nothing_usable(db, config.where(f"cohort.join.{index}"), table))
+    usable = count(db, f"SELECT count(*) FROM {_joined(table)} WHERE reason IS NULL")
+    where = config.where(f"cohort.join.{config.cohort.join.index(table)}")
+    require_usable(db, where, table, usable)
 
 
 def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> dict[str, int]:
@@ -175,11 +175,12 @@ def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> di
     rows, eligible, unknown = db.execute(
         "SELECT count(*), count(*) FILTER (eligible), count(*) - count(eligible) FROM joined"
     ).fetchall()[0]
-    if not eligible:
-        raise DataError(
-            f"{config.where('cohort.where')}: true for none of the {rows:,} rows (unknown for "
-            f"{unknown:,}): nobody is left to predict for"
-        )
+    nobody = (
+        f"{config.where('cohort.where')}: true for none of the $rows rows (unknown for "
+        "$unknown): nobody is left to predict for"
+    )
+    counts = {"rows": rows, "eligible": eligible, "unknown": unknown}
+    require(db, [Requirement(nobody, counts, needed=("eligible",))])
     db.execute(
         """CREATE TABLE wide AS SELECT
             row_number() OVER (ORDER BY subject_id, prediction_time) - 1 AS row, *
@@ -210,13 +211,13 @@ def _feature(
     if feature.categories is not None:
         (column,) = columns
         given = _given(feature, column)
-        if not count(
-            db, f"SELECT count(*) FROM wide WHERE {_is_one_of(given, feature.categories)}"
-        ):
-            raise DataError(
-                f"{where}: column {column.name!r} of table {column.table} holds none of the "
-                "categories in any row: write numbers plainly, texts in quotes"
-            )
+        none = (
+            f"{where}: column {column.name!r} of table {column.table} holds none of the "
+            "categories in any row: write numbers plainly, texts in quotes"
+        )
+        seen = _is_one_of(given, feature.categories)
+        rows = count(db, f"SELECT count(*) FROM wide WHERE {seen}")
+        require(db, [Requirement(none, {"rows": rows}, needed=("rows",))])
         return _categories(name, feature, given)
     values = []
     for column in columns:
