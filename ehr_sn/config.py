@@ -385,6 +385,26 @@ class Train(_Model):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class Runner(_Model):
+    """Where shards of the ingest and cells of the training run, `workers` at a time.
+
+    As threads or processes of this machine, one a core unless `workers` says otherwise; or on a
+    Dask cluster: that whose scheduler is at `address`, else one made for the run.
+    """
+
+    kind: Literal["threads", "processes", "dask"] = "threads"
+    address: str | None = None
+    workers: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _address_of_dask(self) -> Self:
+        if self.address is not None and self.kind != "dask":
+            raise ValueError(f"address is of a Dask scheduler, and kind is {self.kind}")
+        if self.address is not None and self.workers is not None:
+            raise ValueError("workers: a running Dask cluster has its own; leave it out")
+        return self
+
+
 class Config(_Model):
     """Everything about one data set. Read it with `load_config`."""
 
@@ -398,6 +418,7 @@ class Config(_Model):
     labels: Annotated[dict[Name, Label], Some]
     splits: Splits = Splits()
     train: Train = Train()
+    runner: Runner = Runner()
     data_root: Path = Path()
     data_dir: Path = Path("data")
     _path: Path = PrivateAttr(Path())

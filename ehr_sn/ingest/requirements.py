@@ -97,8 +97,8 @@ def require_of_all(
                     counts = {name: n + other.counts[name] for name, n in one.counts.items()}
                     one = replace(one, counts=counts)
                 known[one.message] = one
-    for together in summed.values():
-        _raise_unmet(list(together.values()), reasons_of)
+    for of_all in summed.values():
+        _raise_unmet(list(of_all.values()), reasons_of)
 
 
 def _raise_unmet(together: list[Requirement], reasons_of: Callable[[str], str]) -> None:
