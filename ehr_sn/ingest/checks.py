@@ -293,6 +293,8 @@ def _suspected_columns(
         ORDER BY hash(row) LIMIT {SAMPLED_SUBJECTS}"""
     ).fetchnumpy()
     columns = [np.ma.filled(sample[name].astype(float), np.nan) for name in names]
+    if not len(columns[0]):
+        return ()
     return tuple((names[i], names[j]) for i, j in _alike(np.stack(columns, axis=1)))
 
 
