@@ -182,9 +182,9 @@ def count_all(
     """
     db.execute(
         """CREATE TABLE code_counts AS
-        SELECT source::VARCHAR AS source, code, count(*) AS events,
-            count(DISTINCT subject_id) AS subjects
-        FROM events GROUP BY ALL"""
+        SELECT source, code, sum(events)::BIGINT AS events, count(*) AS subjects
+        FROM (SELECT source, code_id, subject_id, count(*) AS events FROM event_rows GROUP BY ALL)
+        JOIN event_codes USING (code_id) GROUP BY ALL"""
     )
     noticed: dict[tuple[str, str, str], tuple[int, int]] = {}
     for check, place, n, of, said in db.execute("FROM notices").fetchall():

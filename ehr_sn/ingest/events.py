@@ -1,8 +1,11 @@
 """Tables of timed events → events in one shape; what cannot be used goes to quarantine.
 
-DuckDB table made here:
+Made here in DuckDB:
 
 - `events`: source, subject_id, time, code, numeric_value
+- `event_rows`: the same, with code_id for the code; `event_codes`: code_id, code
+
+The two are views of the judged rows: no event is copied, and codes are compared as numbers.
 """
 
 import duckdb
@@ -40,25 +43,29 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         A column of values holds no number at all.
     """
     subject_type = subject_type_of(db, config)
-    tables = literals(tuple(config.tables))
-    db.execute(
-        f"""CREATE TABLE events (source ENUM ({tables}), subject_id {subject_type},
-            time TIMESTAMP, code VARCHAR, numeric_value DOUBLE)"""
-    )
+    db.execute("CREATE TABLE event_codes (code_id INTEGER, code VARCHAR)")
+    kept = []
     for i, events in enumerate(config.events):
         if events.numeric_value:
             where = config.where(f"events.{i}.numeric_value")
             require_some_number(db, where, events.table, events.numeric_value)
-        _judge(db, config, events, subject_type)
-        set_aside(db, "judged", events.table, "reason", SET_ASIDE)
-        kept = "CASE WHEN reason IS NULL THEN value_reason END"
-        set_aside(db, "judged", events.table, kept, MADE_MISSING)
-        db.execute(
-            f"""INSERT INTO events SELECT {literal(events.table)}, subject_id, time, code,
-                CASE WHEN value_reason IS NULL THEN number END
-            FROM judged WHERE reason IS NULL"""
+        judged = f"judged_{i}"
+        _judge(db, config, events, subject_type, judged)
+        set_aside(db, judged, events.table, "reason", SET_ASIDE)
+        value_reason = "CASE WHEN reason IS NULL THEN value_reason END"
+        set_aside(db, judged, events.table, value_reason, MADE_MISSING)
+        kept.append(
+            f"""SELECT {literal(events.table)} AS source, subject_id, time, code_id,
+                CASE WHEN value_reason IS NULL THEN number END AS numeric_value
+            FROM {judged} WHERE reason IS NULL"""
         )
-        db.execute("DROP TABLE judged")
+    nothing = f"""SELECT ''::VARCHAR AS source, NULL::{subject_type} AS subject_id,
+        NULL::TIMESTAMP AS time, 0 AS code_id, 0::DOUBLE AS numeric_value WHERE FALSE"""
+    db.execute(f"CREATE VIEW event_rows AS {' UNION ALL '.join(kept or [nothing])}")
+    db.execute(
+        """CREATE VIEW events AS SELECT source, subject_id, time, code, numeric_value
+        FROM event_rows JOIN event_codes USING (code_id)"""
+    )
 
 
 def require_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
@@ -75,14 +82,21 @@ def require_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
 
 
 def _judge(
-    db: duckdb.DuckDBPyConnection, config: Config, events: Events, subject_type: str
+    db: duckdb.DuckDBPyConnection, config: Config, events: Events, subject_type: str, judged: str
 ) -> None:
     """Make the table `judged`: a source's rows, with the reasons against row and value."""
+    written = f"SELECT DISTINCT {identifier(events.code)} AS written FROM {source(events.table)}"
+    db.execute(
+        f"""INSERT INTO event_codes
+        SELECT (SELECT count(*) FROM event_codes) + row_number() OVER (ORDER BY code) - 1, code
+        FROM (SELECT DISTINCT written::VARCHAR AS code FROM ({written}))
+        WHERE code IS NOT NULL AND code NOT IN (SELECT code FROM event_codes)"""
+    )
     value = identifier(events.numeric_value) if events.numeric_value else "NULL::DOUBLE"
     value_reason = value_reason_of("value", events.numeric_value, _implausible_event(config))
     types = types_of(db, events.table)
     db.execute(
-        f"""CREATE TABLE judged AS SELECT _row, subject_id, time, code,
+        f"""CREATE TABLE {judged} AS SELECT _row, subject_id, time, code_id,
             {number("value")} AS number,
             CASE
                 WHEN NOT subject_given THEN 'no subject_id'
@@ -96,24 +110,28 @@ def _judge(
                 {is_given(events.subject_id)} AS subject_given,
                 {as_time(events.time, events.clock or config.clock, types)} AS time,
                 {is_given(events.time)} AS time_given,
-                {identifier(events.code)}::VARCHAR AS code
+                coded._code AS code, coded._code_id AS code_id
             FROM {source(events.table)} LEFT JOIN (SELECT DISTINCT subject_id FROM cohort) known
-                ON known.subject_id = {as_subject(events.subject_id, subject_type, types)})"""
+                ON known.subject_id = {as_subject(events.subject_id, subject_type, types)}
+            LEFT JOIN (SELECT written AS _written, code AS _code, code_id AS _code_id
+                FROM ({written}) JOIN event_codes ON written::VARCHAR = code) coded
+                ON coded._written = {identifier(events.code)})"""
     )
-    _judge_repeats(db)
+    _judge_repeats(db, judged)
 
 
-def _judge_repeats(db: duckdb.DuckDBPyConnection) -> None:
+def _judge_repeats(db: duckdb.DuckDBPyConnection, judged: str) -> None:
     """Give all but the first of equal rows in `judged` their reason.
 
     A group for every row would not fit in memory. So the rows that may be equal are found first, by
     hashes of their content that occur more than once.
     """
-    content = "hash(subject_id, time, code, number, value_reason)"
-    parts = 1 + count(db, "SELECT count(*) FROM judged") // HASHES_AT_ONCE
+    columns = "subject_id, time, code_id, number, value_reason"
+    content = f"hash({columns})"
+    parts = 1 + count(db, f"SELECT count(*) FROM {judged}") // HASHES_AT_ONCE
     for part in range(parts):
         hashes = db.execute(
-            f"""SELECT {content} AS content FROM judged
+            f"""SELECT {content} AS content FROM {judged}
             WHERE reason IS NULL AND {content} % {parts} = {part}"""
         ).fetchnumpy()["content"]
         hashes.sort()
@@ -122,12 +140,11 @@ def _judge_repeats(db: duckdb.DuckDBPyConnection) -> None:
             continue
         db.register("suspects", suspects)
         db.execute(
-            f"""UPDATE judged SET reason = 'repeats an earlier row'
-            FROM (SELECT _row FROM judged
+            f"""UPDATE {judged} SET reason = 'repeats an earlier row'
+            FROM (SELECT _row FROM {judged}
                 WHERE reason IS NULL AND {content} IN (SELECT content FROM suspects)
-                QUALIFY row_number() OVER (PARTITION BY subject_id, time, code, number, value_reason
-                    ORDER BY _row) > 1) repeated
-            WHERE judged._row = repeated._row"""
+                QUALIFY row_number() OVER (PARTITION BY {columns} ORDER BY _row) > 1) repeated
+            WHERE {judged}._row = repeated._row"""
         )
         db.unregister("suspects")
 

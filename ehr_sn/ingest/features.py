@@ -89,7 +89,7 @@ def feature_blocks(
     flagged = _HistoryScatter(db, config, names)
     for start in range(0, rows, block_rows):
         stop = min(start + block_rows, rows)
-        block = np.full((stop - start, len(features)), np.nan, dtype=np.float32)
+        block = np.full((stop - start, len(features)), np.nan, dtype=np.float32, order="F")
         if statics:
             selected = ", ".join(identifier(name) for name in statics)
             table = db.execute(

@@ -114,14 +114,15 @@ class Work:
             yield Path(folder)
 
 
-def prepare(config: Config, work: Work, shard_rows: int = SHARD_ROWS) -> None:
-    """Read all tables: build the only shard, or deal them to several.
+def prepare(config: Config, work: Work, shard_rows: int | None = None) -> None:
+    """Read all tables: build the only shard, or deal them to several, of `shard_rows` rows each.
 
     Raises
     ------
     DataError
         The tables cannot be used as configured.
     """
+    shard_rows = SHARD_ROWS if shard_rows is None else shard_rows
     plan = work.folder / "plan.json"
     if plan.exists() and work.plan["versions"] != _versions():
         shutil.rmtree(work.folder / "landed", ignore_errors=True)
@@ -219,7 +220,7 @@ def _build(
     if work.writes:
         _write_tables(db, config, scratch)
     counts = count_all(db, statistics, suspects)
-    events = db.execute("SELECT source::VARCHAR, count(*) FROM events GROUP BY 1").fetchall()
+    events = db.execute("SELECT source, count(*) FROM event_rows GROUP BY 1").fetchall()
     work.counted(shard).parent.mkdir(exist_ok=True)
     db.execute(f"COPY code_counts TO {literal(str(scratch / 'codes.parquet'))} (FORMAT parquet)")
     files = {}

@@ -32,7 +32,7 @@ from ehr_sn.ingest.cells import reasons_told
 from ehr_sn.ingest.checks import Counts, find_all
 from ehr_sn.ingest.features import list_features
 from ehr_sn.ingest.requirements import require_of_all
-from ehr_sn.ingest.shards import SHARD_ROWS, Work, build_in_threads, prepare
+from ehr_sn.ingest.shards import Work, build_in_threads, prepare
 from ehr_sn.ingest.tables import Source, connect, describe_sources, literal
 
 FORMAT = 2  # raised whenever the same input would give another store
@@ -40,7 +40,7 @@ FORMAT = 2  # raised whenever the same input would give another store
 ABANDONED = 24 * 3600  # seconds after which another ingest's unfinished work is cleared away
 
 
-def check(config: Config, shard_rows: int = SHARD_ROWS) -> dict[str, Any]:
+def check(config: Config, shard_rows: int | None = None) -> dict[str, Any]:
     """Read and check everything that ingest would, and write nothing.
 
     Returns what the store's manifest would say.
@@ -55,12 +55,12 @@ def check(config: Config, shard_rows: int = SHARD_ROWS) -> dict[str, Any]:
 
 def ingest(
     config: Config,
+    prepare: Callable[[Config, Work], None] = prepare,
     build: Callable[[Config, Work], None] = build_in_threads,
-    shard_rows: int = SHARD_ROWS,
 ) -> Path:
     """Make the store of this configuration and its sources, or find it; returns its folder.
 
-    `build` builds the unfinished shards, of about `shard_rows` rows each, wherever it likes.
+    `prepare` reads the tables, and `build` builds the unfinished shards: here, or where it likes.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def ingest(
         _clear_abandoned(folder)
         try:
             with _disk_errors(folder):
-                prepare(config, work, shard_rows)
+                prepare(config, work)
                 build(config, work)
                 manifest = _manifest(config, sources, work)
                 if describe_sources(config) != sources:

@@ -22,6 +22,10 @@ ROWS = 700  # a shard: about five of them
 KEYS = ["subject_id", "prediction_time"]
 
 
+def small(config, work):
+    shards.prepare(config, work, ROWS)
+
+
 @pytest.fixture
 def messy(busy):
     """A hospital with something for every check to find, and 900 more laboratory values."""
@@ -59,7 +63,7 @@ def by_row(store, table):
 
 def test_many_shards_hold_what_one_holds_bit_for_bit(messy):
     one = Store(ingest(config_of(messy, "one")))
-    many = Store(ingest(config_of(messy, "many"), shard_rows=ROWS))
+    many = Store(ingest(config_of(messy, "many"), prepare=small))
     assert one.fingerprint == many.fingerprint
     for table in shards.TABLES:
         parts = sorted(path.name for path in (many.path / table).iterdir())
@@ -78,7 +82,7 @@ def test_many_shards_hold_what_one_holds_bit_for_bit(messy):
 
 
 def test_rows_of_a_part_are_one_shard_s_subjects_in_order(messy):
-    many = Store(ingest(config_of(messy, "many"), shard_rows=ROWS))
+    many = Store(ingest(config_of(messy, "many"), prepare=small))
     seen = set()
     for part in sorted((many.path / "values").iterdir()):
         subjects = pd.read_parquet(part)["subject_id"]
@@ -93,9 +97,9 @@ def test_rows_of_a_part_are_one_shard_s_subjects_in_order(messy):
 
 def test_check_of_many_shards_writes_nothing_and_says_the_same(messy):
     config = config_of(messy, "many")
-    checked = check(config, shard_rows=ROWS)
+    checked = check(config, ROWS)
     assert not (messy.folder / "many").exists()
-    stored = dict(Store(ingest(config, shard_rows=ROWS)).manifest)
+    stored = dict(Store(ingest(config, prepare=small)).manifest)
     for manifest in (checked, stored):
         manifest.pop("created_at")
     stored.pop("files")
@@ -113,7 +117,7 @@ def test_text_subjects_and_shared_tables_are_dealt_too(messy):
     messy.write(**named, concepts=pd.DataFrame({"code": ["E11"], "name": ["Diabetes"]}))
     messy.content["tables"]["concepts"] = {"path": "concepts.csv"}
     one = Store(ingest(config_of(messy, "one")))
-    many = Store(ingest(config_of(messy, "many"), shard_rows=ROWS))
+    many = Store(ingest(config_of(messy, "many"), prepare=small))
     pd.testing.assert_frame_equal(by_row(one, "values"), by_row(many, "values"), check_exact=True)
     assert many.manifest["tables"]["concepts"]["rows"] == 1
 
@@ -121,7 +125,10 @@ def test_text_subjects_and_shared_tables_are_dealt_too(messy):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels__flu": {"codes": ["J10"], "within_days": 365}}, "deals 0 positive and 172 negative rows to train"),
+        (
+            {"labels__flu": {"codes": ["J10"], "within_days": 365}},
+            "deals 0 positive and 172 negative rows to train",
+        ),
         ({"events__0__numeric_value": "test"}, "holds text in all of its 3,040 filled rows"),
         ({"cohort__where": "age > 1000"}, "true for none of the 293 rows"),
         ({"features__static__age": {"column": "age", "categories": [500]}}, "none of the categ"),
@@ -130,9 +137,9 @@ def test_text_subjects_and_shared_tables_are_dealt_too(messy):
 )
 def test_what_no_shard_can_judge_alone_is_an_error_as_of_one(messy, changes, message):
     told = []
-    for rows in (shards.SHARD_ROWS, ROWS):
+    for prepare in (shards.prepare, small):
         with pytest.raises(DataError, match=message) as error:
-            ingest(config_of(messy, "data", **changes), shard_rows=rows)
+            ingest(config_of(messy, "data", **changes), prepare=prepare)
         told.append(str(error.value))
         assert list((messy.folder / "data" / "hospital").iterdir()) == []
     assert told[0] == told[1]
@@ -155,7 +162,7 @@ def killed_instead(path, content):
 
 shards._write_json = killed_instead
 config = config.model_copy(update={"runner": config.runner.model_copy(update={"workers": 1})})
-store.ingest(config, shard_rows=rows)
+store.ingest(config, prepare=lambda *args: shards.prepare(*args, rows))
 """
 
 
@@ -167,7 +174,7 @@ def ingest_in_a_process(hospital, kill_at=-1, **options):
 
 
 def test_a_killed_ingest_redoes_only_what_was_not_finished(messy, monkeypatch):
-    whole = Store(ingest(config_of(messy, "whole"), shard_rows=ROWS)).manifest["files"]
+    whole = Store(ingest(config_of(messy, "whole"), prepare=small)).manifest["files"]
     config = config_of(messy, "data")
     done = ingest_in_a_process(messy, kill_at=3)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -177,7 +184,7 @@ def test_a_killed_ingest_redoes_only_what_was_not_finished(messy, monkeypatch):
     build, land = shards._build, shards._land
     monkeypatch.setattr(shards, "_build", lambda *a: (built.append(a[3]), build(*a)))
     monkeypatch.setattr(shards, "_land", lambda *a: (landed.append(a), land(*a)))
-    finished = Store(ingest(config, shard_rows=ROWS))
+    finished = Store(ingest(config, prepare=small))
     assert sorted(built) == [shard for shard in range(len(whole) // 5) if shard >= 3]
     assert landed == []
     assert finished.manifest["files"] == whole
