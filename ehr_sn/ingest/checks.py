@@ -21,6 +21,7 @@ from ehr_sn.ingest.tables import identifier, literals
 SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20
 SHOWN_FROM_SUBJECTS = 5  # a rarer code may be free text about one patient: it is never shown
+COUNTED_FIRST = 100_000  # events, to find common codes among
 REPEATS_FROM = 0.99  # share of equal values from which a code is said to repeat another
 SAME_LINE_FROM = 0.9999  # correlation from which a column is said to be another in other units
 
@@ -178,14 +179,9 @@ def count_all(
 ) -> Counts:
     """Count what the checks need of the staged tables; makes the table `code_counts`.
 
-    `code_counts`: source, code, events, subjects
+    `code_counts`: source, code, events, subjects (no more than SHOWN_FROM_SUBJECTS)
     """
-    db.execute(
-        """CREATE TABLE code_counts AS
-        SELECT source, code, sum(events)::BIGINT AS events, count(*) AS subjects
-        FROM (SELECT source, code_id, subject_id, count(*) AS events FROM event_rows GROUP BY ALL)
-        JOIN event_codes USING (code_id) GROUP BY ALL"""
-    )
+    _count_codes(db)
     noticed: dict[tuple[str, str, str], tuple[int, int]] = {}
     for check, place, n, of, said in db.execute("FROM notices").fetchall():
         _add(noticed, {(check, place, said): (n, of)})
@@ -195,6 +191,22 @@ def count_all(
         noticed,
         {(a, b): _shared_moments(db, a, b) for a, b in suspects.codes},
         {(a, b): _together(db, a, b) for a, b in suspects.columns},
+    )
+
+
+def _count_codes(db: duckdb.DuckDBPyConnection) -> None:
+    """Make `code_counts`. Most codes show in some events that they have subjects enough."""
+    distinct = "SELECT source, code_id, count(DISTINCT subject_id) AS subjects FROM"
+    db.execute(
+        f"""CREATE TABLE code_counts AS
+        WITH common AS ({distinct} (FROM event_rows LIMIT {COUNTED_FIRST}) GROUP BY ALL
+            HAVING subjects >= {SHOWN_FROM_SUBJECTS}),
+        rare AS ({distinct} (FROM event_rows ANTI JOIN common USING (source, code_id))
+            GROUP BY ALL),
+        every AS (SELECT source, code_id, count(*) AS events FROM event_rows GROUP BY ALL)
+        SELECT source, code, events, least(subjects, {SHOWN_FROM_SUBJECTS}) AS subjects
+        FROM every JOIN (FROM common UNION ALL FROM rare) USING (source, code_id)
+        JOIN event_codes USING (code_id)"""
     )
 
 

@@ -85,11 +85,14 @@ def _judge(
     db: duckdb.DuckDBPyConnection, config: Config, events: Events, subject_type: str, judged: str
 ) -> None:
     """Make the table `judged`: a source's rows, with the reasons against row and value."""
-    written = f"SELECT DISTINCT {identifier(events.code)} AS written FROM {source(events.table)}"
     db.execute(
-        f"""INSERT INTO event_codes
+        f"""CREATE OR REPLACE TEMP TABLE written AS
+        SELECT DISTINCT {identifier(events.code)} AS written FROM {source(events.table)}"""
+    )
+    db.execute(
+        """INSERT INTO event_codes
         SELECT (SELECT count(*) FROM event_codes) + row_number() OVER (ORDER BY code) - 1, code
-        FROM (SELECT DISTINCT written::VARCHAR AS code FROM ({written}))
+        FROM (SELECT DISTINCT written::VARCHAR AS code FROM written)
         WHERE code IS NOT NULL AND code NOT IN (SELECT code FROM event_codes)"""
     )
     value = identifier(events.numeric_value) if events.numeric_value else "NULL::DOUBLE"
@@ -114,7 +117,7 @@ def _judge(
             FROM {source(events.table)} LEFT JOIN (SELECT DISTINCT subject_id FROM cohort) known
                 ON known.subject_id = {as_subject(events.subject_id, subject_type, types)}
             LEFT JOIN (SELECT written AS _written, code AS _code, code_id AS _code_id
-                FROM ({written}) JOIN event_codes ON written::VARCHAR = code) coded
+                FROM written JOIN event_codes ON written::VARCHAR = code) coded
                 ON coded._written = {identifier(events.code)})"""
     )
     _judge_repeats(db, judged)

@@ -338,13 +338,19 @@ class _Dealer:
         if not self._writers:
             text = [f.name for f in table.schema if pa.types.is_string(f.type)]
             self._writers = [
-                pq.ParquetWriter(path, table.schema, compression="lz4", use_dictionary=text)
+                pq.ParquetWriter(
+                    path,
+                    table.schema,
+                    compression="lz4",
+                    use_dictionary=text,
+                    write_statistics=False,
+                )
                 for path in self._paths
             ]
         if len(self._paths) > 1:
             table = table.take(pa.array(np.argsort(shard, kind="stable")))
-        cuts = np.searchsorted(np.sort(shard), np.arange(len(self._paths) + 1))
-        for place, (start, stop) in enumerate(pairwise(cuts)):
+        stops = np.cumsum(np.bincount(shard, minlength=len(self._paths)))
+        for place, (start, stop) in enumerate(pairwise([0, *stops])):
             self._pending[place].append(table.slice(start, stop - start))
             if sum(part.num_rows for part in self._pending[place]) >= GROUP_ROWS:
                 self._flush(place)

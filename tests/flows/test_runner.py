@@ -11,6 +11,7 @@ from flows.ingest import ingest
 from flows.pipeline import pipeline
 from flows.tasks import task_runner
 
+import numpy as np
 import pytest
 
 from ehr_sn.config import load_config
