@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -76,7 +76,7 @@ def ingest(
         return store
     with _working(folder / f".work-{store.name}") as work:
         if store.exists():  # another process was first
-            shutil.rmtree(work.folder)
+            shutil.rmtree(work.folder, ignore_errors=True)
             return store
         _clear_abandoned(folder)
         try:
@@ -95,7 +95,7 @@ def ingest(
         except (DataError, DiskError, OSError):
             shutil.rmtree(work.folder, ignore_errors=True)
             raise
-        shutil.rmtree(work.folder)
+        shutil.rmtree(work.folder, ignore_errors=True)  # whoever waits may be putting a lock in it
     return store
 
 
@@ -208,15 +208,13 @@ def _is_there(folder: Path, lock: IO[str]) -> bool:
 def _clear_abandoned(folder: Path) -> None:
     """Remove what killed ingests of other inputs left and nobody has gone on with for long."""
     for other in folder.glob(".work-*"):
-        changed = max(path.stat().st_mtime for path in (other, *other.glob("*")))
-        if time.time() - changed < ABANDONED:
-            continue
-        with (other / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        with suppress(OSError):  # it is at work, or gone
+            changed = max(path.stat().st_mtime for path in (other, *other.glob("*")))
+            if time.time() - changed < ABANDONED:
                 continue
-            shutil.rmtree(other)
+            with (other / "lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other)
 
 
 @contextmanager
