@@ -291,3 +291,22 @@ def test_paths_are_relative_to_the_configuration(hospital, tmp_path):
     config = hospital.config()
     assert config.resolve("a/b.csv") == tmp_path / "a" / "b.csv"
     assert config.resolve("/a/b.csv") == Path("/a/b.csv")
+
+
+@pytest.mark.parametrize(
+    ("runner", "message"),
+    [
+        ({"kind": "dusk"}, "'dusk' is not valid; did you mean 'dask'"),
+        ({"address": "tcp://host:8786"}, "address is of a Dask scheduler, and kind is threads"),
+        ({"kind": "dask", "address": "tcp://h:1", "workers": 2}, "has its own; leave it out"),
+    ],
+)
+def test_a_runner_that_cannot_be_is_refused(hospital, runner, message):
+    with pytest.raises(ConfigError, match=message):
+        hospital.config(runner=runner)
+
+
+def test_where_it_runs_changes_no_fingerprint(hospital):
+    here, there = hospital.config(), hospital.config(runner={"kind": "dask", "workers": 2})
+    assert here.ingest_sections == there.ingest_sections
+    assert here.training_hash == there.training_hash

@@ -12,11 +12,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -131,7 +131,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         )
         findings = find_all(db, config, features, counts, rows)
     by_action: dict[tuple[str, str], int] = {}
-    for (table, _, action), n in sorted(counts.quarantined.items()):
+    for (table, _, action), n in counts.quarantined.items():
         by_action[table, action] = by_action.get((table, action), 0) + n
     events = {name for shard in told for name in shard["events"]}
     observed_rates = counts.features.observed / counts.features.rows
@@ -145,10 +145,8 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
             feature.as_dict() | {"observed_rate": round(float(rate), 6)}
             for feature, rate in zip(features, observed_rates, strict=True)
         ],
-        "cohort": _summed(shard["eligibility"] for shard in told),
-        "labels": {
-            name: _summed(shard["attrition"][name] for shard in told) for name in config.labels
-        },
+        "cohort": reduce(_summed, (shard["eligibility"] for shard in told)),
+        "labels": reduce(_summed, (shard["attrition"] for shard in told)),
         "tables": {
             name: source.as_dict() | {"rows": rows[name]} for name, source in sources.items()
         },
@@ -159,7 +157,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         },
         "quarantined": [
             {"table": table, "action": action, "count": n}
-            for (table, action), n in by_action.items()
+            for (table, action), n in sorted(by_action.items())
         ],
         "findings": [finding.as_dict() for finding in findings],
         "config": config.ingest_sections,
@@ -172,12 +170,13 @@ def _files(told: list[dict[str, Any]]) -> dict[str, str]:
     return dict(sorted(entry for shard in told for entry in shard["files"].items()))
 
 
-def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    summed: dict[str, int] = {}
-    for shard in counts:
-        for name, n in shard.items():
-            summed[name] = summed.get(name, 0) + n
-    return summed
+def _summed(one: Any, other: Any) -> Any:
+    """Counts of two shards together, however they are nested; what names them stays."""
+    if isinstance(one, dict):
+        return {key: _summed(one[key], other[key]) for key in one}
+    if isinstance(one, list):
+        return [_summed(*pair) for pair in zip(one, other, strict=True)]
+    return one if isinstance(one, str) else one + other
 
 
 @contextmanager
