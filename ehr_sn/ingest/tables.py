@@ -57,7 +57,7 @@ class Source:
 
 def connect(spill_to: Path | None = None, memory_limit: str = "2GB") -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB of bounded memory that spills to `spill_to` beyond it."""
-    settings = {"memory_limit": memory_limit, "TimeZone": "UTC"}
+    settings = {"memory_limit": memory_limit, "TimeZone": "UTC", "enable_progress_bar": "false"}
     if spill_to is not None:
         settings["temp_directory"] = str(spill_to)
     db = duckdb.connect()
