@@ -7,8 +7,8 @@ and children counted. What they do differs:
 - scan: DuckDB reads the four columns that are needed, once: no ingest can be faster
 - pandas: read_parquet, cut at the prediction time, groupby and unstack, write values and masks;
   no checks, no quarantine, no labels, no splits, every event held in memory
-- ehr-sn: `ehr_sn.ingest.store.ingest`, with all of those, hashes of sources and store, and
-  DuckDB held to 2 GB
+- ehr-sn: `ehr_sn.ingest.store.ingest`, with all of those, hashes of sources and store, and as many
+  shards at a time as there are cores, DuckDB held to 1 GB in each
 
 Contenders take turns, and the fastest of `--repeats` counts, so other work on the machine disturbs
 little. The rows that pandas and ehr-sn arrive at are compared as well.
@@ -177,7 +177,7 @@ def scan(tables: Path, out: Path):
 def ehr_sn(tables: Path, out: Path):
     from ehr_sn.config import load_config
     from ehr_sn.ingest.simulate import FIRST_CONCEPT
-    from ehr_sn.ingest.store import ingest
+    from ehr_sn.ingest.store import Store, ingest
 
     content = yaml.safe_load((Path(__file__).parents[1] / "configs" / "simulated.yaml").read_text())
     for name in content["tables"]:
@@ -191,8 +191,7 @@ def ehr_sn(tables: Path, out: Path):
     config = load_config(out / "config.yaml")
 
     def summary(store: Path) -> list[float]:
-        table = pq.read_table(store / "values.parquet")
-        return _summary(table.select(table.column_names[2:]).to_pandas().to_numpy())
+        return _summary(Store(store).values())
 
     return lambda: ingest(config), summary
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from functools import cached_property
 from importlib.util import find_spec
@@ -680,6 +680,26 @@ class Evaluate(_Model):
     learning_curve: bool = False
 
 
+class Runner(_Model):
+    """Where shards of the ingest and cells of the training run, `workers` at a time.
+
+    As threads or processes of this machine, one a core unless `workers` says otherwise; or on a
+    Dask cluster: that whose scheduler is at `address`, else one made for the run.
+    """
+
+    kind: Literal["threads", "processes", "dask"] = "threads"
+    address: str | None = None
+    workers: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _address_of_dask(self) -> Self:
+        if self.address is not None and self.kind != "dask":
+            raise ValueError(f"address is of a Dask scheduler, and kind is {self.kind}")
+        if self.address is not None and self.workers is not None:
+            raise ValueError("workers: a running Dask cluster has its own; leave it out")
+        return self
+
+
 class Config(_Model):
     """Everything about one data set. Read it with `load_config`."""
 
@@ -695,6 +715,7 @@ class Config(_Model):
     splits: Splits = Splits()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    runner: Runner = Runner()
     data_root: Path = Path()
     data_dir: Path = Path("data")
     _path: Path = PrivateAttr(Path())
@@ -951,11 +972,20 @@ def digest(content: Any, length: int = 16) -> str:
     return hashlib.sha256(written.encode()).hexdigest()[:length]
 
 
-def load_config(path: str | Path) -> Config:
+def settings() -> dict[str, str]:
+    """What of this process's environment changes a configuration, for `load_config` elsewhere."""
+    given = {name: os.environ[name] for name in (DATA_ROOT, METHODS) if os.environ.get(name)}
+    if DATA_ROOT in given:
+        given[DATA_ROOT] = str(Path(given[DATA_ROOT]).absolute())
+    return given
+
+
+def load_config(path: str | Path, given: Mapping[str, str] | None = None) -> Config:
     """Read and validate a configuration.
 
     The environment variable EHR_SN_DATA_ROOT, where it is set, takes the place of `data_root`, and
-    EHR_SN_METHODS that of `train.methods` and `train.baselines` (`Train.with_methods`).
+    EHR_SN_METHODS that of `train.methods` and `train.baselines` (`Train.with_methods`). With
+    `given`, the `settings` of another process, that one's environment counts.
 
     Raises
     ------
@@ -984,10 +1014,11 @@ def load_config(path: str | Path) -> Config:
         config = Config.model_validate(content, context={"folder": path.parent})
     except ValidationError as error:
         raise ConfigError("\n".join(_describe(path, root, error))) from None
-    if os.environ.get(DATA_ROOT):
-        config = config.model_copy(update={"data_root": Path(os.environ[DATA_ROOT]).absolute()})
-    if os.environ.get(METHODS):
-        train = config.train.with_methods(os.environ[METHODS])
+    given = settings() if given is None else given
+    if DATA_ROOT in given:
+        config = config.model_copy(update={"data_root": Path(given[DATA_ROOT])})
+    if METHODS in given:
+        train = config.train.with_methods(given[METHODS])
         config = config.model_copy(update={"train": train})
     config._path, config._root = path, root
     return config

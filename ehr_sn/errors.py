@@ -1,5 +1,7 @@
 """What went wrong, where, and what to do: the errors a user may meet."""
 
+import errno
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -14,6 +16,20 @@ class ConfigError(EhrSnError):
 
 class DataError(EhrSnError):
     """The tables cannot be used as configured: names the table, the column and counts."""
+
+
+class DiskError(EhrSnError):
+    """There is no room to write: names the folder."""
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether the disk, a quota or a limit on files' sizes is what an error is about.
+
+    >>> disk_is_full(OSError(errno.ENOSPC, "No space left on device"))
+    True
+    """
+    signs = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(os.strerror(sign) in str(error) for sign in signs)
 
 
 def did_you_mean(name: str, valid: Iterable[str], list_all: bool = True) -> str:

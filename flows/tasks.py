@@ -1,15 +1,20 @@
-"""How every task here runs: retried on I/O errors only, never cached by Prefect.
+"""How every task here runs: where its configuration says, retried on I/O errors only, not cached.
 
 Finished work is found on disk by its fingerprint (stores, cells) and in MLflow by its tags. A
 second cache, keyed on paths, could only disagree with them.
 """
 
+import os
 from argparse import ArgumentParser
 from functools import partial
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from ehr_sn.config import Config
+from ehr_sn.errors import ConfigError
 
 
 def _is_io_error(_task: Any, _run: Any, state: Any) -> bool:
@@ -23,6 +28,32 @@ step = partial(
     retry_delay_seconds=5,
     retry_condition_fn=_is_io_error,
 )
+
+
+def task_runner(config: Config) -> TaskRunner:
+    """Where shards are built and cells trained, as `runner` in the configuration says.
+
+    Raises
+    ------
+    ConfigError
+        It says Dask, and prefect-dask is not installed.
+    """
+    runner = config.runner
+    workers = runner.workers or os.cpu_count()
+    if runner.kind == "threads":
+        return ThreadPoolTaskRunner(max_workers=workers)
+    if runner.kind == "processes":
+        return ProcessPoolTaskRunner(max_workers=workers)
+    try:
+        from prefect_dask import DaskTaskRunner
+    except ImportError:
+        where = config.where("runner.kind")
+        raise ConfigError(
+            f"{where}: dask needs the package prefect-dask: pip install 'ehr-sn[dask]'"
+        ) from None
+    if runner.address is not None:
+        return DaskTaskRunner(address=runner.address)
+    return DaskTaskRunner(cluster_kwargs={"n_workers": workers, "threads_per_worker": 1})
 
 
 def config_argument(description: str | None) -> str:

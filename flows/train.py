@@ -3,7 +3,6 @@
 What an earlier run finished is not done again, whether it was interrupted or not.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,9 @@ from pathlib import Path
 from time import perf_counter
 
 from flows.ingest import ingest
-from flows.tasks import config_argument, step
+from flows.tasks import config_argument, step, task_runner
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,7 +24,7 @@ from rich.progress import (
 )
 
 from ehr_sn import tracking
-from ehr_sn.config import load_config
+from ehr_sn.config import load_config, settings
 from ehr_sn.ingest.store import Store
 from ehr_sn.models import learning_curve
 from ehr_sn.models import train as training
@@ -34,15 +32,23 @@ from ehr_sn.models import train as training
 
 @step(name="train cell", task_run_name="train {method} {scaler} {architecture} split {split}")
 def train_cell(
-    config_path: str, store_path: str, method: str, scaler: str, architecture: str, split: int
+    config_path: str,
+    given: dict[str, str],
+    store_path: str,
+    method: str,
+    scaler: str,
+    architecture: str,
+    split: int,
 ) -> str:
     cell = training.Cell(method, scaler, architecture, split)
-    return str(training.train_cell(load_config(config_path), Store(Path(store_path)), cell))
+    config = load_config(config_path, given)
+    return str(training.train_cell(config, Store(Path(store_path)), cell))
 
 
 @step(name="train with fewer rows")
 def train_with_fewer_rows(
     config_path: str,
+    given: dict[str, str],
     store_path: str,
     share: float,
     method: str,
@@ -52,7 +58,7 @@ def train_with_fewer_rows(
 ) -> str:
     store = learning_curve.FewerRows(Path(store_path), share)
     cell = training.Cell(method, scaler, architecture, split)
-    return str(training.train_cell(load_config(config_path), store, cell))
+    return str(training.train_cell(load_config(config_path, given), store, cell))
 
 
 @step(name="log comparison", task_run_name="log {method} {scaler} {architecture}")
@@ -64,46 +70,57 @@ def log_comparison(
     tracker.log_comparison(config, store, method, scaler, architecture)
 
 
-@flow(name="train", task_runner=ThreadPoolTaskRunner(max_workers=os.cpu_count()))
+@flow(name="train cells")
+def train_cells(config_path: str, store_path: str, parent_id: str) -> dict[str, float]:
+    """Train and record what is not recorded; returns the seconds each kind of step took."""
+    config, store = load_config(config_path), Store(Path(store_path))
+    splits = range(config.splits.repeats)
+    tracker = tracking.Tracker.of(config, store, parent_id)
+    recorded = tracker.finished_comparisons(store)
+    todo = [c for c in training.comparisons(config) if c not in recorded]
+    cells = {
+        (c, split): train_cell.submit(config_path, settings(), store_path, *c, split)
+        for c in todo
+        for split in splits
+    }
+    with _Progress(len(cells) + len(todo) + config.evaluate.learning_curve) as progress:
+        for comparison in todo:
+            for split in splits:
+                with progress.step("training", *comparison, f"split {split + 1}"):
+                    cells[comparison, split].result()
+            with progress.step("recording", *comparison):
+                log_comparison(config_path, store_path, parent_id, *comparison)
+        if config.evaluate.learning_curve:
+            with progress.step("training", "learning curve"):
+                further = [
+                    train_with_fewer_rows.submit(
+                        config_path, settings(), store_path, share, *comparison, split
+                    )
+                    for share, comparison, split in learning_curve.further_cells(config, store)
+                ]
+                for cell in further:
+                    cell.result()
+                tracker.log_learning_curve(config, store)
+    return progress.seconds
+
+
+@flow(name="train")
 def train(config_path: str, store_path: str | None = None, force: bool = False) -> str:
     """Train and record every comparison of a configuration; returns the MLflow parent run's id.
 
     Without `store_path` the store is made or found first. `force` records a new parent run even
-    if one of the same store and configuration has finished. Cells train side by side, one a core.
+    if one of the same store and configuration has finished. Cells train side by side, one a core,
+    or wherever `runner` says.
     """
-    store_path = store_path or ingest(config_path)
+    store_path = str(Path(store_path or ingest(config_path)).absolute())
+    config_path = str(Path(config_path).absolute())  # workers may run in another folder
     config, store = load_config(config_path), Store(Path(store_path))
-    splits = range(config.splits.repeats)
     with tracking.tracked(config, store, force) as tracker:
         if tracker.is_finished():
             return tracker.parent_id
-        recorded = tracker.finished_comparisons(store)
-        todo = [c for c in training.comparisons(config) if c not in recorded]
-        cells = {
-            (c, split): train_cell.submit(config_path, store_path, *c, split)
-            for c in todo
-            for split in splits
-        }
-        with _Progress(len(cells) + len(todo) + config.evaluate.learning_curve) as progress:
-            for comparison in todo:
-                for split in splits:
-                    with progress.step("training", *comparison, f"split {split + 1}"):
-                        cells[comparison, split].result()
-                with progress.step("recording", *comparison):
-                    log_comparison(config_path, store_path, tracker.parent_id, *comparison)
-            if config.evaluate.learning_curve:
-                with progress.step("training", "learning curve"):
-                    further = learning_curve.further_cells(config, store)
-                    trained = [
-                        train_with_fewer_rows.submit(
-                            config_path, store_path, share, *comparison, split
-                        )
-                        for share, comparison, split in further
-                    ]
-                    for future in trained:
-                        future.result()
-                    tracker.log_learning_curve(config, store)
-        tracker.finish(config, store, progress.seconds)
+        side_by_side = train_cells.with_options(task_runner=task_runner(config))
+        seconds = side_by_side(config_path, store_path, tracker.parent_id)
+        tracker.finish(config, store, seconds)
         return tracker.parent_id
 
 

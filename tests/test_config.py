@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ehr_sn.config import BASELINES, Config, baseline_is_installed, load_config
+from ehr_sn.config import (
+    BASELINES,
+    DATA_ROOT,
+    METHODS,
+    Config,
+    baseline_is_installed,
+    load_config,
+    settings,
+)
 from ehr_sn.errors import ConfigError, EhrSnError
 from ehr_sn.models.methods import method_names
 
@@ -356,3 +364,38 @@ def test_an_expected_relu_takes_no_batch_norm(refused):
         train__methods={"standard": ["gmm"]}, train__architectures={"bn": {"batch_norm": True}}
     )
     assert "train.architectures.bn.batch_norm: the method gmm" in said
+
+
+@pytest.mark.parametrize(
+    ("runner", "message"),
+    [
+        ({"kind": "dusk"}, "'dusk' is not valid; did you mean 'dask'"),
+        ({"address": "tcp://host:8786"}, "address is of a Dask scheduler, and kind is threads"),
+        ({"kind": "dask", "address": "tcp://h:1", "workers": 2}, "has its own; leave it out"),
+    ],
+)
+def test_a_runner_that_cannot_be_is_refused(hospital, runner, message):
+    with pytest.raises(ConfigError, match=message):
+        hospital.config(runner=runner)
+
+
+def test_where_it_runs_changes_no_fingerprint(hospital):
+    here, there = hospital.config(), hospital.config(runner={"kind": "dask", "workers": 2})
+    assert here.ingest_sections == there.ingest_sections
+    assert here.training_hash == there.training_hash
+
+
+def test_the_settings_of_another_process_count_in_place_of_this_one_s(hospital, monkeypatch):
+    hospital.config()
+    path = hospital.folder / "hospital.yaml"
+    monkeypatch.chdir(hospital.folder)
+    monkeypatch.setenv(DATA_ROOT, "there")
+    monkeypatch.setenv(METHODS, "knn")
+    there = settings()
+    monkeypatch.setenv(DATA_ROOT, "/elsewhere")
+    monkeypatch.delenv(METHODS)
+    monkeypatch.chdir("/")
+    config = load_config(path, there)
+    assert config.data_root == hospital.folder / "there"
+    assert config.train.methods == {"standard": ("zero", "knn")}
+    assert load_config(path, {}).data_root == Path()

@@ -46,7 +46,7 @@ def test_every_other_piece_of_configuration_may_take_its_place_in_the_example(
     (tmp_path / "codes" / "heart.txt").write_text("I51*\n")
     example = yaml.safe_load(dataset)
     example["tables"]["concept_ancestor"] = {"path": "concept_ancestor.csv"}
-    assert len(pieces) == 4
+    assert len(pieces) == 5
     for piece in pieces:
         (tmp_path / "clinic.yaml").write_text(yaml.safe_dump(example | yaml.safe_load(piece)))
         load_config(tmp_path / "clinic.yaml")

@@ -12,8 +12,8 @@ from types import MappingProxyType
 import duckdb
 
 from ehr_sn.config import Clock, Config, Range
-from ehr_sn.errors import DataError
 from ehr_sn.ingest.expressions import number
+from ehr_sn.ingest.requirements import REASONS, Requirement, require
 from ehr_sn.ingest.tables import count, identifier, literal, source
 
 SET_ASIDE = "row set aside"
@@ -30,7 +30,13 @@ def types_of(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
 
 
 def subject_type_of(db: duckdb.DuckDBPyConnection, config: Config) -> str:
-    """BIGINT where every subject of the cohort is a whole number, as MEDS has it, else VARCHAR."""
+    """BIGINT where every subject of the cohort is a whole number, as MEDS has it, else VARCHAR.
+
+    One of several shards was told, for it sees its own subjects only.
+    """
+    told = db.execute("SELECT getvariable('subject_type')").fetchall()[0][0]
+    if told is not None:
+        return str(told)
     subject = identifier(config.cohort.subject_id)
     others = count(
         db,
@@ -134,22 +140,34 @@ def require_some_number(db: duckdb.DuckDBPyConnection, where: str, table: str, c
     given, numbers = db.execute(
         f"SELECT count({value}), count(TRY_CAST({value} AS DOUBLE)) FROM {source(table)}"
     ).fetchall()[0]
-    if given and not numbers:
-        raise DataError(
-            f"{where}: column {column!r} of table {table} holds text in all of its {given:,} "
-            "filled rows, where numbers belong: is it the right column?"
-        )
+    message = (
+        f"{where}: column {column!r} of table {table} holds text in all of its $given "
+        "filled rows, where numbers belong: is it the right column?"
+    )
+    counts = {"given": given, "numbers": numbers}
+    require(db, [Requirement(message, counts, needed=("numbers",), unless_none="given")])
 
 
-def nothing_usable(db: duckdb.DuckDBPyConnection, where: str, table: str) -> str:
+def require_usable(db: duckdb.DuckDBPyConnection, where: str, table: str, rows: int) -> None:
+    """Refuse a table of which no row is usable, with the reasons and how often each occurs."""
+    message = f"{where}: no row of table {table} is usable ({REASONS})"
+    reasons = {} if rows else _reasons(db, table)
+    require(db, [Requirement(message, {"rows": rows}, needed=("rows",), reasons=reasons)])
+
+
+def _reasons(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, int]:
+    """Why rows of a table were set aside or left out, and how many for each reason."""
     reasons = db.execute(
-        f"""SELECT reason, count(*) AS n FROM quarantine
-        WHERE table_name = {literal(table)} AND action = {literal(SET_ASIDE)}
-        GROUP BY 1 ORDER BY n DESC, 1"""
+        """SELECT reason, count(*) FROM quarantine WHERE table_name = $1 AND action = $2 GROUP BY 1
+        UNION ALL SELECT message, sum(rows)::BIGINT FROM notices
+        WHERE place = $1 AND check_name = 'left out' GROUP BY 1""",
+        [table, SET_ASIDE],
     ).fetchall()
-    reasons += db.execute(
-        f"""SELECT message, rows FROM notices
-        WHERE check_name = 'left out' AND place = {literal(table)}"""
+    return {f"rows: {reason}": n for reason, n in reasons}
+
+
+def quarantine_counts(db: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str, int]]:
+    """Of each table, reason and action, the rows."""
+    return db.execute(
+        "SELECT table_name, reason, action, count(*) FROM quarantine GROUP BY ALL"
     ).fetchall()
-    told = "; ".join(f"{n:,} rows: {reason}" for reason, n in reasons)
-    return f"{where}: no row of table {table} is usable ({told})"

@@ -1,6 +1,12 @@
-"""Staged tables and feature statistics → findings: what in the data a person should know about."""
+"""Staged tables → counts → findings: what in the data a person should know about.
 
-from dataclasses import asdict, dataclass
+Counts of shards are added up, and come to what one shard of all subjects would have. Pairs that may
+repeat each other are suspected from a sample of subjects in the first shard, and counted in all.
+"""
+
+import math
+from collections import Counter
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import duckdb
@@ -8,6 +14,7 @@ import numpy as np
 
 from ehr_sn.config import Config
 from ehr_sn.errors import did_you_mean
+from ehr_sn.ingest.cells import quarantine_counts
 from ehr_sn.ingest.codes import CodeFile, Entry, written
 from ehr_sn.ingest.features import Feature
 from ehr_sn.ingest.tables import identifier, literals
@@ -15,6 +22,7 @@ from ehr_sn.ingest.tables import identifier, literals
 SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20
 SHOWN_FROM_SUBJECTS = 5  # a rarer code may be free text about one patient: it is never shown
+COUNTED_FIRST = 100_000  # events, to find common codes among
 REPEATS_FROM = 0.99  # share of equal values from which a code is said to repeat another
 SAME_LINE_FROM = 0.9999  # correlation from which a column is said to be another in other units
 
@@ -54,37 +62,183 @@ class FeatureStatistics:
     def add(self, block: np.ndarray) -> None:
         """Count one block of shape (rows, features), NaN = missing."""
         mask = ~np.isnan(block)
-        self.rows += len(block)
-        self.observed += mask.sum(axis=0)
-        self.empty_rows += int((~mask.any(axis=1)).sum())
-        self.low = np.fmin(self.low, np.fmin.reduce(block, axis=0))
-        self.high = np.fmax(self.high, np.fmax.reduce(block, axis=0))
+        self.add_counted(
+            FeatureStatistics(
+                mask.sum(axis=0),
+                np.fmin.reduce(block, axis=0, initial=np.inf),
+                np.fmax.reduce(block, axis=0, initial=-np.inf),
+                len(block),
+                int((~mask.any(axis=1)).sum()),
+            )
+        )
+
+    def add_counted(self, other: "FeatureStatistics") -> None:
+        self.observed += other.observed
+        self.low = np.fmin(self.low, other.low)
+        self.high = np.fmax(self.high, other.high)
+        self.rows += other.rows
+        self.empty_rows += other.empty_rows
+
+
+@dataclass(frozen=True)
+class Together:
+    """Two columns where both are known: how many rows, in how many equal, and their moments."""
+
+    shared: int
+    equal: int
+    mean_a: float
+    mean_b: float
+    square_a: float  # sums of squares and products about the means
+    square_b: float
+    product: float
+
+    def __add__(self, other: "Together") -> "Together":
+        shared = self.shared + other.shared
+        if not shared:
+            return self
+        a, b = other.mean_a - self.mean_a, other.mean_b - self.mean_b
+        share = other.shared / shared
+        weight = self.shared * share
+        return Together(
+            shared,
+            self.equal + other.equal,
+            self.mean_a + a * share,
+            self.mean_b + b * share,
+            self.square_a + other.square_a + a * a * weight,
+            self.square_b + other.square_b + b * b * weight,
+            self.product + other.product + a * b * weight,
+        )
+
+    @property
+    def correlation(self) -> float:
+        squares = self.square_a * self.square_b
+        return self.product / math.sqrt(squares) if squares else 0.0
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Pairs of codes, and of columns, of which one may repeat the other."""
+
+    codes: tuple[tuple[str, str], ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class Counts:
+    """What the checks tell of one shard, or of several together."""
+
+    features: FeatureStatistics
+    quarantined: Counter[tuple[str, str, str]]  # of table, reason, action
+    noticed: dict[tuple[str, str, str], tuple[int, int]]  # of check, place, message: rows of rows
+    codes: dict[tuple[str, str], tuple[int, int]]  # of a pair: at how many moments equal, of all
+    columns: dict[tuple[str, str], Together]
+
+    def __add__(self, other: "Counts") -> "Counts":
+        self.features.add_counted(other.features)
+        self.quarantined.update(other.quarantined)
+        _add(self.noticed, other.noticed)
+        _add(self.codes, other.codes)
+        for pair, together in other.columns.items():
+            self.columns[pair] = self.columns[pair] + together if pair in self.columns else together
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        features = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in vars(self.features).items()
+        }
+        return {
+            "features": features,
+            "quarantined": [[*key, n] for key, n in self.quarantined.items()],
+            "noticed": [[*key, *n] for key, n in self.noticed.items()],
+            "codes": [[*pair, *n] for pair, n in self.codes.items()],
+            "columns": [[*pair, *astuple(n)] for pair, n in self.columns.items()],
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Counts":
+        features = content["features"]
+        columns = {name: np.array(features[name]) for name in ("observed", "low", "high")}
+        return cls(
+            FeatureStatistics(**features | columns),
+            Counter({(t, why, action): n for t, why, action, n in content["quarantined"]}),
+            {(check, place, said): (n, of) for check, place, said, n, of in content["noticed"]},
+            {(a, b): (equal, shared) for a, b, equal, shared in content["codes"]},
+            {(a, b): Together(*n) for a, b, *n in content["columns"]},
+        )
+
+
+def _add(sums: dict[Any, tuple[int, int]], more: dict[Any, tuple[int, int]]) -> None:
+    for key, (n, of) in more.items():
+        before, of_before = sums.get(key, (0, 0))
+        sums[key] = (before + n, of_before + of)
+
+
+def count_all(
+    db: duckdb.DuckDBPyConnection, features: FeatureStatistics, suspects: Suspects
+) -> Counts:
+    """Count what the checks need of the staged tables; makes the table `code_counts`.
+
+    `code_counts`: source, code, events, subjects (no more than SHOWN_FROM_SUBJECTS)
+    """
+    _count_codes(db)
+    noticed: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for check, place, n, of, said in db.execute("FROM notices").fetchall():
+        _add(noticed, {(check, place, said): (n, of)})
+    return Counts(
+        features,
+        Counter({(t, why, action): n for t, why, action, n in quarantine_counts(db)}),
+        noticed,
+        {(a, b): _shared_moments(db, a, b) for a, b in suspects.codes},
+        {(a, b): _together(db, a, b) for a, b in suspects.columns},
+    )
+
+
+def _count_codes(db: duckdb.DuckDBPyConnection) -> None:
+    """Make `code_counts`. Most codes show in some events that they have subjects enough."""
+    distinct = "SELECT source, code_id, count(DISTINCT subject_id) AS subjects FROM"
+    db.execute(
+        f"""CREATE TABLE code_counts AS
+        WITH common AS ({distinct} (FROM event_rows LIMIT {COUNTED_FIRST}) GROUP BY ALL
+            HAVING subjects >= {SHOWN_FROM_SUBJECTS}),
+        rare AS ({distinct} (FROM event_rows ANTI JOIN common USING (source, code_id))
+            GROUP BY ALL),
+        every AS (SELECT source, code_id, count(*) AS events FROM event_rows GROUP BY ALL)
+        SELECT source, code, events, least(subjects, {SHOWN_FROM_SUBJECTS}) AS subjects
+        FROM every JOIN (FROM common UNION ALL FROM rare) USING (source, code_id)
+        JOIN event_codes USING (code_id)"""
+    )
 
 
 def find_all(
     db: duckdb.DuckDBPyConnection,
     config: Config,
     features: list[Feature],
-    statistics: FeatureStatistics,
+    counts: Counts,
     table_rows: dict[str, int],
 ) -> list[Finding]:
-    """Every check, the most alarming first."""
+    """Every check, the most alarming first. Needs the tables `code_counts` and `code_sets`."""
     return [
-        *_repeated_codes(db),
-        *_repeated_columns(db, features),
-        *_quarantined(db, table_rows),
+        *_repeated_codes(counts.codes),
+        *_repeated_columns(counts.columns),
+        *_quarantined(counts.quarantined, table_rows),
         *_absent_codes(db, config),
-        *_unused_codes(db),
-        *_useless_features(features, statistics),
-        *_noticed(db),
+        *_unused_codes(db, config),
+        *_useless_features(features, counts.features),
+        *_noticed(counts.noticed),
     ]
 
 
-def _repeated_codes(db: duckdb.DuckDBPyConnection) -> list[Finding]:
-    """Pairs of codes that hold the same value wherever a subject has both at one time.
+def find_suspects(db: duckdb.DuckDBPyConnection, features: list[Feature]) -> Suspects:
+    """Pairs that repeat each other in a sample: of subjects for codes, of rows for columns."""
+    return Suspects(_suspected_codes(db), _suspected_columns(db, features))
 
-    Candidates come from a sample of subjects, and have often been equal there, so that the
-    self-join stays small whatever the size of the data; their counts are over everything.
+
+def _suspected_codes(db: duckdb.DuckDBPyConnection) -> tuple[tuple[str, str], ...]:
+    """Pairs of codes that hold the same value wherever a sampled subject has both at one time.
+
+    They have often been equal there, so that the self-join stays small whatever the data.
     """
     db.execute(
         f"""CREATE OR REPLACE TEMP TABLE sampled AS
@@ -99,56 +253,87 @@ def _repeated_codes(db: duckdb.DuckDBPyConnection) -> list[Finding]:
         GROUP BY a.code, b.code HAVING count(*) >= {REPEATS_FROM * MIN_SHARED_MOMENTS}"""
     ).fetchall()
     if not equal_often:
-        return []
-    codes = literals(tuple(code for (code,) in equal_often))
-    suspects = _shared_moments(db, f"code IN ({codes})", "sampled")
-    findings = []
-    for first, second in suspects:
-        pair = _shared_moments(db, f"code IN ({literals((first, second))})")
-        findings += [
-            Finding(
-                "repeated code",
-                f"{a}, {b}",
-                equal,
-                shared,
-                f"{a} and {b} hold the same value at {equal:,} of the {shared:,} moments that "
-                "have both: one of them may be a copying error; use only the one you trust",
-            )
-            for (a, b), (equal, shared) in pair.items()
-        ]
-    return findings
+        return ()
+    suspected = db.execute(
+        f"""WITH value AS (
+            SELECT * FROM sampled WHERE code IN ({literals(tuple(c for (c,) in equal_often))}))
+        SELECT a.code, b.code FROM value a JOIN value b
+            ON a.subject_id = b.subject_id AND a.time = b.time AND a.code < b.code
+        GROUP BY 1, 2
+        HAVING count(*) >= {MIN_SHARED_MOMENTS} AND count(DISTINCT a.numeric_value) > 2
+            AND count(*) FILTER (a.numeric_value = b.numeric_value) >= {REPEATS_FROM} * count(*)
+        ORDER BY 1, 2"""
+    ).fetchall()
+    return tuple((a, b) for a, b in suspected)
 
 
-def _repeated_columns(db: duckdb.DuckDBPyConnection, features: list[Feature]) -> list[Finding]:
-    """Pairs of columns that hold the same value, or the same in another unit, wherever both do.
+def _shared_moments(db: duckdb.DuckDBPyConnection, a: str, b: str) -> tuple[int, int]:
+    """At how many moments two codes hold the same value, and how many have both."""
+    equal, shared = db.execute(
+        """SELECT count(*) FILTER (a.numeric_value = b.numeric_value), count(*)
+        FROM events a JOIN events b ON a.subject_id = b.subject_id AND a.time = b.time
+        WHERE a.code = $1 AND b.code = $2
+            AND a.numeric_value IS NOT NULL AND b.numeric_value IS NOT NULL""",
+        [a, b],
+    ).fetchall()[0]
+    return equal, shared
 
-    Candidates come from a sample of rows; their counts are over everything.
-    """
+
+def _repeated_codes(counted: dict[tuple[str, str], tuple[int, int]]) -> list[Finding]:
+    return [
+        Finding(
+            "repeated code",
+            f"{a}, {b}",
+            equal,
+            shared,
+            f"{a} and {b} hold the same value at {equal:,} of the {shared:,} moments that "
+            "have both: one of them may be a copying error; use only the one you trust",
+        )
+        for (a, b), (equal, shared) in counted.items()
+        if equal >= REPEATS_FROM * shared
+    ]
+
+
+def _suspected_columns(
+    db: duckdb.DuckDBPyConnection, features: list[Feature]
+) -> tuple[tuple[str, str], ...]:
+    """Pairs of columns that hold the same value, or the same in another unit, in sampled rows."""
     names = [f.name for f in features if f.kind == "static" and "=" not in f.name]
     if len(names) < 2:
-        return []
+        return ()
     sample = db.execute(
         f"""SELECT {", ".join(map(identifier, names))} FROM cohort
         ORDER BY hash(row) LIMIT {SAMPLED_SUBJECTS}"""
     ).fetchnumpy()
     columns = [np.ma.filled(sample[name].astype(float), np.nan) for name in names]
+    if not len(columns[0]):
+        return ()
+    return tuple((names[i], names[j]) for i, j in _alike(np.stack(columns, axis=1)))
+
+
+def _together(db: duckdb.DuckDBPyConnection, first: str, second: str) -> Together:
+    a, b = identifier(first), identifier(second)
+    counted = db.execute(
+        f"""SELECT count(*), count(*) FILTER ({a} = {b}), coalesce(regr_avgx({b}, {a}), 0),
+            coalesce(regr_avgy({b}, {a}), 0), coalesce(regr_sxx({b}, {a}), 0),
+            coalesce(regr_syy({b}, {a}), 0), coalesce(regr_sxy({b}, {a}), 0)
+        FROM cohort WHERE {a} IS NOT NULL AND {b} IS NOT NULL"""
+    ).fetchall()[0]
+    return Together(*counted)
+
+
+def _repeated_columns(counted: dict[tuple[str, str], Together]) -> list[Finding]:
     findings = []
-    for i, j in _alike(np.stack(columns, axis=1)):
-        a, b = identifier(names[i]), identifier(names[j])
-        shared, equal, correlation = db.execute(
-            f"""SELECT count(*), count(*) FILTER ({a} = {b}), abs(corr({a}, {b}))
-            FROM cohort WHERE {a} IS NOT NULL AND {b} IS NOT NULL"""
-        ).fetchall()[0]
-        said = f"{names[i]} and {names[j]} hold the same value in {equal:,} of the {shared:,} rows"
+    for (a, b), together in counted.items():
+        equal, shared = together.equal, together.shared
+        said = f"{a} and {b} hold the same value in {equal:,} of the {shared:,} rows"
         if equal < REPEATS_FROM * shared:
-            if correlation < SAME_LINE_FROM:
+            if abs(together.correlation) < SAME_LINE_FROM:
                 continue
-            said = f"{names[i]} and {names[j]} lie on one line in the {shared:,} rows"
+            said = f"{a} and {b} lie on one line in the {shared:,} rows"
             equal = shared
         advice = "that have both: one may be a copy, maybe in another unit; use only one"
-        findings.append(
-            Finding("repeated column", f"{names[i]}, {names[j]}", equal, shared, f"{said} {advice}")
-        )
+        findings.append(Finding("repeated column", f"{a}, {b}", equal, shared, f"{said} {advice}"))
     return findings
 
 
@@ -174,33 +359,13 @@ def _alike(matrix: np.ndarray) -> list[tuple[int, int]]:
     return [(int(i), int(j)) for i, j in zip(*np.nonzero(np.triu(alike, 1)), strict=True)]
 
 
-def _shared_moments(
-    db: duckdb.DuckDBPyConnection, condition: str, events: str = "events"
-) -> dict[tuple[str, str], tuple[int, int]]:
-    found = db.execute(
-        f"""WITH value AS (
-            SELECT subject_id, time, code, numeric_value FROM {events}
-            WHERE numeric_value IS NOT NULL AND {condition})
-        SELECT a.code, b.code,
-            count(*) FILTER (a.numeric_value = b.numeric_value) AS equal, count(*) AS shared
-        FROM value a JOIN value b
-            ON a.subject_id = b.subject_id AND a.time = b.time AND a.code < b.code
-        GROUP BY 1, 2
-        HAVING shared >= {MIN_SHARED_MOMENTS} AND equal >= {REPEATS_FROM} * shared
-            AND count(DISTINCT a.numeric_value) > 2
-        ORDER BY 1, 2"""
-    ).fetchall()
-    return {(a, b): (equal, shared) for a, b, equal, shared in found}
-
-
-def _quarantined(db: duckdb.DuckDBPyConnection, table_rows: dict[str, int]) -> list[Finding]:
-    counted = db.execute(
-        """SELECT table_name, reason, action, count(*) FROM quarantine
-        GROUP BY ALL ORDER BY table_name, count(*) DESC, reason"""
-    ).fetchall()
+def _quarantined(
+    counted: Counter[tuple[str, str, str]], table_rows: dict[str, int]
+) -> list[Finding]:
+    by_table = sorted(counted.items(), key=lambda entry: (entry[0][0], -entry[1], entry[0][1]))
     return [
         Finding("quarantine", table, n, table_rows[table], f"{reason}: {action}")
-        for table, reason, action, n in counted
+        for (table, reason, action), n in by_table
     ]
 
 
@@ -209,7 +374,7 @@ def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
     used = set(
         db.execute(
             """SELECT DISTINCT key, entry, written FROM code_sets
-            WHERE code IN (SELECT DISTINCT code FROM events)"""
+            WHERE code IN (SELECT code FROM code_counts)"""
         ).fetchall()
     )
     often: list[str] | None = None
@@ -233,21 +398,19 @@ def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
 
 def _shown_codes(db: duckdb.DuckDBPyConnection) -> list[str]:
     often = db.execute(
-        f"""SELECT code FROM events GROUP BY code
-        HAVING count(DISTINCT subject_id) >= {SHOWN_FROM_SUBJECTS}"""
+        f"""SELECT DISTINCT code FROM code_counts WHERE subjects >= {SHOWN_FROM_SUBJECTS}
+        ORDER BY code"""
     ).fetchall()
     return [code for (code,) in often]
 
 
-def _unused_codes(db: duckdb.DuckDBPyConnection) -> list[Finding]:
+def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
     unused = db.execute(
         f"""SELECT source, count(*), sum(events)::BIGINT,
             min(code) FILTER (subjects >= {SHOWN_FROM_SUBJECTS})
-        FROM (SELECT source, code, count(*) AS events, count(DISTINCT subject_id) AS subjects
-            FROM events WHERE code NOT IN (SELECT DISTINCT code FROM code_sets)
-            GROUP BY ALL)
-        GROUP BY source ORDER BY source"""
+        FROM code_counts WHERE code NOT IN (SELECT code FROM code_sets) GROUP BY source"""
     ).fetchall()
+    tables = list(config.tables)
     return [
         Finding(
             "unused code",
@@ -257,14 +420,17 @@ def _unused_codes(db: duckdb.DuckDBPyConnection) -> list[Finding]:
             f"{codes:,} codes in events that no feature or label uses"
             + (f", such as {example}" if example is not None else ""),
         )
-        for source, codes, events, example in unused
+        for source, codes, events, example in sorted(unused, key=lambda row: tables.index(row[0]))
     ]
 
 
-def _noticed(db: duckdb.DuckDBPyConnection) -> list[Finding]:
+def _noticed(noticed: dict[tuple[str, str, str], tuple[int, int]]) -> list[Finding]:
     """What the steps before have counted by column."""
-    noticed = db.execute("FROM notices ORDER BY check_name, place, message").fetchall()
-    return [Finding(check, place, n, of, said) for check, place, n, of, said in noticed]
+    return [
+        Finding(check, place, n, of, said)
+        for (check, place, said), (n, of) in sorted(noticed.items())
+        if n
+    ]
 
 
 def _useless_features(features: list[Feature], statistics: FeatureStatistics) -> list[Finding]:

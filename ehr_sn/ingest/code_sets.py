@@ -1,9 +1,11 @@
 """Configured sets of codes → which of the tables' codes each of them holds.
 
-DuckDB table made here:
+DuckDB tables made here:
 
+- `event_codes`: code_id, code: every code in the tables of events
+- `coded_0`, `coded_1`, … for each entry of `events`: cell (as the table holds the code), code_id
 - `code_sets`: key (of the configuration), entry (its place in that list, from 0), written (the
-  entry, or the line of its file), code
+  entry, or the line of its file), code, code_id
 """
 
 from itertools import combinations
@@ -12,30 +14,27 @@ import duckdb
 import pyarrow as pa
 
 from ehr_sn.config import CONCEPTS, Config, gives_away
-from ehr_sn.errors import DataError
 from ehr_sn.ingest.cells import as_subject, types_of
 from ehr_sn.ingest.codes import Descendants, patterns, written
+from ehr_sn.ingest.requirements import Requirement, require
 from ehr_sn.ingest.tables import identifier, literal, source
 
 MEASUREMENTS = "features.measurements."
 
 
 def stage_code_sets(db: duckdb.DuckDBPyConnection, config: Config) -> None:
-    """Make the table above, from every code in the tables of events.
+    """Make the tables above, from every code in the tables of events.
 
     Raises
     ------
     DataError
         A feature would give a label away, or one code has two units.
     """
-    db.execute("CREATE TABLE code_sets (key VARCHAR, entry INTEGER, written VARCHAR, code VARCHAR)")
-    if not config.events:
-        return
-    present = " UNION ".join(
-        f"SELECT {identifier(events.code)}::VARCHAR AS code FROM {source(events.table)}"
-        for events in config.events
+    db.execute(
+        """CREATE TABLE code_sets (
+            key VARCHAR, entry INTEGER, written VARCHAR, code VARCHAR, code_id INTEGER)"""
     )
-    db.execute(f"CREATE TEMP TABLE present AS {present}")
+    _stage_event_codes(db, config)
     listed = [
         (key, i, pattern.written, pattern.low, pattern.high, pattern.exact)
         for key, entries in config.code_sets.items()
@@ -48,9 +47,9 @@ def stage_code_sets(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
     db.register("patterns", pa.table(arrays, names=names))
     db.execute(
-        """INSERT INTO code_sets SELECT key, entry, written, code FROM patterns JOIN present
-            ON code = low WHERE exact
-        UNION ALL SELECT key, entry, written, code FROM patterns JOIN present
+        """INSERT INTO code_sets SELECT key, entry, written, code, code_id
+            FROM patterns JOIN event_codes ON code = low WHERE exact
+        UNION ALL SELECT key, entry, written, code, code_id FROM patterns JOIN event_codes
             ON code >= low AND left(code, length(high)) <= high WHERE NOT exact"""
     )
     db.unregister("patterns")
@@ -58,14 +57,35 @@ def stage_code_sets(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         for i, entry in enumerate(entries):
             if isinstance(entry, Descendants):
                 _add_descendants(db, key, i, entry)
-    db.execute("DROP TABLE present")
     _require_no_label_among_features(db, config)
     _require_one_unit(db, config)
 
 
 def held_by(key: str) -> str:
-    """SQL that selects the codes of one set."""
-    return f"SELECT code FROM code_sets WHERE key = {literal(key)}"
+    """SQL that selects the code_id of each code of one set."""
+    return f"SELECT code_id FROM code_sets WHERE key = {literal(key)}"
+
+
+def _stage_event_codes(db: duckdb.DuckDBPyConnection, config: Config) -> None:
+    cells = []
+    for i, events in enumerate(config.events):
+        db.execute(
+            f"""CREATE TEMP TABLE cells_{i} AS
+            SELECT DISTINCT {identifier(events.code)} AS cell FROM {source(events.table)}"""
+        )
+        cells.append(f"SELECT cell::VARCHAR AS code FROM cells_{i}")
+    every = " UNION ".join(cells) or "SELECT NULL::VARCHAR AS code"
+    db.execute(
+        f"""CREATE TABLE event_codes AS
+        SELECT (row_number() OVER (ORDER BY code) - 1)::INTEGER AS code_id, code
+        FROM ({every}) WHERE code IS NOT NULL ORDER BY code_id"""
+    )
+    for i in range(len(cells)):
+        db.execute(
+            f"""CREATE TABLE coded_{i} AS SELECT cell, code_id
+            FROM cells_{i} JOIN event_codes ON cell::VARCHAR = code"""
+        )
+        db.execute(f"DROP TABLE cells_{i}")
 
 
 def _add_descendants(
@@ -78,7 +98,7 @@ def _add_descendants(
     )
     above = literal(concept.descendants_of)
     db.execute(
-        f"""INSERT INTO code_sets SELECT ?, ?, ?, code FROM present
+        f"""INSERT INTO code_sets SELECT ?, ?, ?, code, code_id FROM event_codes
         WHERE code = {above} OR code IN
             (SELECT {descendant} FROM {source(CONCEPTS)} WHERE {ancestor} = {above})""",
         [key, entry, written(concept)],
@@ -86,29 +106,47 @@ def _add_descendants(
 
 
 def _require_no_label_among_features(db: duckdb.DuckDBPyConnection, config: Config) -> None:
-    faults = [
-        gives_away(config.where(key), name)
+    keys = sorted(key for key in config.code_sets if key.startswith("features."))
+    sets = [
+        (key, f"labels.{name}", gives_away(config.where(key), name))
         for name, label in config.labels.items()
-        if label.prevalent
-        for (key,) in db.execute(
-            f"""SELECT DISTINCT key FROM code_sets WHERE starts_with(key, 'features.')
-                AND code IN ({held_by(f"labels.{name}")}) ORDER BY 1"""
-        ).fetchall()
+        if label.prevalent and label.codes
+        for key in keys
     ]
-    if faults:
-        raise DataError("\n".join(faults))
+    _require_disjoint(db, sets)
 
 
 def _require_one_unit(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     """An event has one value, whichever measurements its code belongs to."""
     measurements = config.features.measurements
+    sets = []
     for one, other in combinations(measurements, 2):
         a, b = measurements[one], measurements[other]
         if a.conversions == b.conversions and (a.unit == b.unit or not a.units):
             continue
-        shared = f"({held_by(MEASUREMENTS + one)}) INTERSECT ({held_by(MEASUREMENTS + other)})"
-        if db.execute(f"{shared} LIMIT 1").fetchall():
-            raise DataError(
-                f"{config.where(MEASUREMENTS + other)}: holds a code of {MEASUREMENTS}{one}, which "
-                "has other units: give both the same `unit` and `units`"
-            )
+        said = (
+            f"{config.where(MEASUREMENTS + other)}: holds a code of {MEASUREMENTS}{one}, which "
+            "has other units: give both the same `unit` and `units`"
+        )
+        sets.append((MEASUREMENTS + one, MEASUREMENTS + other, said))
+    _require_disjoint(db, sets)
+
+
+def _require_disjoint(db: duckdb.DuckDBPyConnection, sets: list[tuple[str, str, str]]) -> None:
+    """Of each two sets and what is wrong where they share a code, refuse those that do."""
+    if not sets:
+        return
+    shared = {
+        (one, other): codes
+        for one, other, codes in db.execute(
+            """SELECT a.key, b.key, count(DISTINCT code_id)
+            FROM code_sets a JOIN code_sets b USING (code_id) WHERE a.key <> b.key GROUP BY 1, 2"""
+        ).fetchall()
+    }
+    require(
+        db,
+        [
+            Requirement(said, {"shared": shared.get((one, other), 0)}, refused=("shared",))
+            for one, other, said in sets
+        ],
+    )

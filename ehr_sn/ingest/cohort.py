@@ -9,9 +9,9 @@ DuckDB tables made here:
 import duckdb
 
 from ehr_sn.config import SPLITS, Config, Label
-from ehr_sn.errors import DataError
 from ehr_sn.ingest.code_sets import held_by
 from ehr_sn.ingest.eligibility import days
+from ehr_sn.ingest.requirements import REASONS, Requirement, require
 from ehr_sn.ingest.tables import count, identifier, literal, literals
 
 MIN_PER_CLASS = 2  # the variance of an AUROC needs two of each class
@@ -76,8 +76,8 @@ def _take_recorded(
                     AS in_gap,
                 min(e.time) FILTER (e.time > {begin}) AS first_after
             FROM cohort c {"JOIN stated USING (row)" if label.until else ""}
-            LEFT JOIN (SELECT subject_id, time FROM events
-                WHERE code IN ({held_by(f"labels.{name}")})) e ON c.subject_id = e.subject_id
+            LEFT JOIN (SELECT subject_id, time FROM event_rows
+                WHERE code_id IN ({held_by(f"labels.{name}")})) e ON c.subject_id = e.subject_id
             GROUP BY c.row))"""
     )
     counts = dict(db.execute(f"SELECT left_at, count(*) FROM {outcome} GROUP BY 1").fetchall())
@@ -125,14 +125,15 @@ def stage_splits(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         dealt = f"""SELECT subject_id, {", ".join(deals)}
             FROM (SELECT DISTINCT subject_id FROM cohort)"""
     db.execute(f"CREATE TABLE splits AS {dealt} ORDER BY subject_id")
-    faults = [
-        fault
-        for disease in config.labels
-        for column in splits.columns
-        for fault in _too_few(db, config, disease, column)
-    ]
-    if faults:
-        raise DataError("\n".join(faults))
+    require(
+        db,
+        [
+            requirement
+            for disease in config.labels
+            for column in splits.columns
+            for requirement in _of_each_class(db, config, disease, column)
+        ],
+    )
 
 
 def _require_given(db: duckdb.DuckDBPyConnection, config: Config) -> None:
@@ -151,26 +152,33 @@ def _require_given(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         f"have a split there that is none of {', '.join(SPLITS)}": unknown,
         "have several splits there": several,
     }
-    told = "; ".join(f"{n:,} {said}" for said, n in faults.items() if n)
-    if told:
-        raise DataError(
-            f"{config.where('splits.table')}: of the cohort's {subjects:,} subjects {told}: "
-            "each needs exactly one"
-        )
+    message = (
+        f"{config.where('splits.table')}: of the cohort's $subjects subjects {REASONS}: each needs "
+        "exactly one"
+    )
+    counts = {"subjects": subjects, "faults": sum(faults.values())}
+    require(db, [Requirement(message, counts, refused=("faults",), reasons=faults)])
 
 
-def _too_few(db: duckdb.DuckDBPyConnection, config: Config, disease: str, column: str) -> list[str]:
+def _of_each_class(
+    db: duckdb.DuckDBPyConnection, config: Config, disease: str, column: str
+) -> list[Requirement]:
     counted = db.execute(
         f"""SELECT {column}, count(*) FILTER ({identifier(disease)} = 1),
             count(*) FILTER ({identifier(disease)} = 0)
         FROM labels JOIN cohort USING (row) JOIN splits USING (subject_id) GROUP BY 1"""
     ).fetchall()
     per_split = {split: (positive, negative) for split, positive, negative in counted}
+    where = config.where(f"labels.{disease}")
     return [
-        f"{config.where(f'labels.{disease}')}: {column} deals {positive} positive and {negative} "
-        f"negative rows to {split}; at least {MIN_PER_CLASS} of each are needed. Widen the label's "
-        "window or codes, take other fractions in `splits`, or leave the disease out"
+        Requirement(
+            f"{where}: {column} deals $positive positive and $negative negative rows to {split}; "
+            f"at least {MIN_PER_CLASS} of each are needed. Widen the label's window or codes, "
+            "take other fractions in `splits`, or leave the disease out",
+            {"positive": positive, "negative": negative},
+            needed=("positive", "negative"),
+            least=MIN_PER_CLASS,
+        )
         for split in SPLITS
         for positive, negative in [per_split.get(split, (0, 0))]
-        if min(positive, negative) < MIN_PER_CLASS
     ]

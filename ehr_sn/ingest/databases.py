@@ -22,7 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from ehr_sn.config import Config, Database, Fetched
-from ehr_sn.errors import DataError, did_you_mean
+from ehr_sn.errors import DataError, did_you_mean, disk_is_full
 from ehr_sn.ingest.sql import identifier, literal, typed_columns
 from ehr_sn.ingest.tables import columns_used, connect
 
@@ -115,6 +115,8 @@ def _fetch(config: Config, folder: Path) -> dict[str, Fetched]:
             except duckdb.OutOfMemoryException:
                 raise  # not the database's fault
             except duckdb.Error as error:
+                if disk_is_full(error):
+                    raise
                 raise DataError(
                     f"{config.where(f'tables.{name}')}: {table.name} cannot be read to its end "
                     f"({type(error).__name__}; the message may quote values)"

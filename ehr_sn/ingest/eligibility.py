@@ -8,8 +8,8 @@ from typing import Any
 import duckdb
 
 from ehr_sn.config import Config, Without
-from ehr_sn.errors import DataError
 from ehr_sn.ingest.events import recorded
+from ehr_sn.ingest.requirements import Requirement, require
 from ehr_sn.ingest.tables import identifier
 
 Attrition = list[dict[str, Any]]
@@ -41,11 +41,12 @@ def stage_eligible(
         ).fetchall()[0]
         attrition = [*attrition, entry(name, rows, subjects, excluded, unknown)]
         kept += f" AND {verdict}"
-        if not rows:
-            raise DataError(
-                f"{config.where(f'cohort.{name}')}: true for none of the {excluded + unknown:,} "
-                f"rows (unknown for {unknown:,}): nobody is left to predict for"
-            )
+        nobody = (
+            f"{config.where(f'cohort.{name}')}: true for none of the $before rows (unknown for "
+            "$unknown): nobody is left to predict for"
+        )
+        counts = {"before": rows + excluded + unknown, "rows": rows, "unknown": unknown}
+        require(db, [Requirement(nobody, counts, needed=("rows",))])
     taken = ""
     if config.cohort.take != "every":
         order = "DESC" if config.cohort.take == "last" else "ASC"

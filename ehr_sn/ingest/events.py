@@ -1,8 +1,11 @@
 """Tables of timed events → events in one shape; what cannot be used goes to quarantine.
 
-DuckDB table made here:
+Made here in DuckDB:
 
 - `events`: source, subject_id, time, code, numeric_value
+- `event_rows`: the same, with code_id for the code
+
+The two are views of the judged rows: no event is copied, and codes are compared as numbers.
 """
 
 import duckdb
@@ -10,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_sn.config import Config, Conversion, Events
-from ehr_sn.errors import DataError
 from ehr_sn.ingest.cells import (
     LARGEST,
     MADE_MISSING,
@@ -20,8 +22,8 @@ from ehr_sn.ingest.cells import (
     as_time,
     implausible,
     is_given,
-    nothing_usable,
     require_some_number,
+    require_usable,
     set_aside,
     subject_type_of,
     types_of,
@@ -30,13 +32,13 @@ from ehr_sn.ingest.cells import (
 from ehr_sn.ingest.code_sets import MEASUREMENTS, held_by
 from ehr_sn.ingest.columns import of_table
 from ehr_sn.ingest.expressions import Expression, number
-from ehr_sn.ingest.tables import count, identifier, literal, literals, notice, source
+from ehr_sn.ingest.tables import count, identifier, literal, notice, source
 
 HASHES_AT_ONCE = 2**25  # eight bytes each, beside what DuckDB holds
 
 
 def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dict[str, int]]:
-    """Make the table `events` from all sources of events. Needs `cohort` and `code_sets`.
+    """Make the views above from all sources of events. Needs `cohort`, and the tables of codes.
 
     Returns for each table how many rows were read, left out by `where`, set aside, and kept.
 
@@ -46,29 +48,32 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
         A column of values holds no number at all.
     """
     subject_type = subject_type_of(db, config)
-    tables = literals(tuple(config.tables))
-    db.execute(
-        f"""CREATE TABLE events (source ENUM ({tables}), subject_id {subject_type},
-            time TIMESTAMP, code VARCHAR, numeric_value DOUBLE)"""
-    )
     rows: dict[str, dict[str, int]] = {}
+    kept = []
     for i, events in enumerate(config.events):
         if events.numeric_value:
             where = config.where(f"events.{i}.numeric_value")
             require_some_number(db, where, events.table, events.numeric_value)
-        _judge(db, config, events, subject_type)
-        told = _told(db, events)
+        judged = f"judged_{i}"
+        _judge(db, config, i, subject_type)
+        told = _told(db, events, judged)
         before = rows.get(events.table, dict.fromkeys(told, 0))  # a table may be named twice
         rows[events.table] = {name: before[name] + n for name, n in told.items()}
-        set_aside(db, "judged", events.table, "reason", SET_ASIDE)
-        kept = "CASE WHEN reason IS NULL THEN value_reason END"
-        set_aside(db, "judged", events.table, kept, MADE_MISSING)
-        db.execute(
-            f"""INSERT INTO events SELECT {literal(events.table)}, subject_id, time, code,
-                CASE WHEN value_reason IS NULL THEN number END
-            FROM judged WHERE reason IS NULL"""
+        set_aside(db, judged, events.table, "reason", SET_ASIDE)
+        value_reason = "CASE WHEN reason IS NULL THEN value_reason END"
+        set_aside(db, judged, events.table, value_reason, MADE_MISSING)
+        kept.append(
+            f"""SELECT {literal(events.table)} AS source, subject_id, time, code_id,
+                CASE WHEN value_reason IS NULL THEN number END AS numeric_value
+            FROM {judged} WHERE reason IS NULL"""
         )
-        db.execute("DROP TABLE judged")
+    nothing = f"""SELECT ''::VARCHAR AS source, NULL::{subject_type} AS subject_id,
+        NULL::TIMESTAMP AS time, 0 AS code_id, 0::DOUBLE AS numeric_value WHERE FALSE"""
+    db.execute(f"CREATE VIEW event_rows AS {' UNION ALL '.join(kept or [nothing])}")
+    db.execute(
+        """CREATE VIEW events AS SELECT source, subject_id, time, code, numeric_value
+        FROM event_rows JOIN event_codes USING (code_id)"""
+    )
     _notice_impossible_times(db)
     return rows
 
@@ -82,8 +87,9 @@ def require_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         With the reasons and how often each occurs.
     """
     for i, events in enumerate(config.events):
-        if not count(db, f"SELECT count(*) FROM events WHERE source = {literal(events.table)}"):
-            raise DataError(nothing_usable(db, config.where(f"events.{i}"), events.table))
+        its_own = f"source = {literal(events.table)}"
+        usable = count(db, f"SELECT count(*) FROM event_rows WHERE {its_own}")
+        require_usable(db, config.where(f"events.{i}"), events.table, usable)
 
 
 def recorded(db: duckdb.DuckDBPyConnection, config: Config, key: str) -> str:
@@ -93,34 +99,33 @@ def recorded(db: duckdb.DuckDBPyConnection, config: Config, key: str) -> str:
     """
     subject_type = subject_type_of(db, config)
     selected = []
-    for events in config.events:
+    for i, events in enumerate(config.events):
         types = types_of(db, events.table)
         selected.append(
             f"""SELECT {as_subject(events.subject_id, subject_type, types)} AS subject_id,
                 {as_time(events.time, events.clock or config.clock, types)} AS time
-            FROM {_counted_in(events)} WHERE {identifier(events.code)}::VARCHAR IN ({held_by(key)})
-            """
+            FROM {_counted_in(events)} WHERE {identifier(events.code)} IN
+                (SELECT cell FROM coded_{i} WHERE code_id IN ({held_by(key)}))"""
         )
     return " UNION ALL ".join(selected)
 
 
-def _judge(
-    db: duckdb.DuckDBPyConnection, config: Config, events: Events, subject_type: str
-) -> None:
-    """Make the table `judged`: a source's rows, with the reasons against row and value."""
+def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: str) -> None:
+    """Make the table `judged_I` of a source's rows, with the reasons against row and value."""
+    events, judged = config.events[i], f"judged_{i}"
     value = identifier(events.numeric_value) if events.numeric_value else "NULL::DOUBLE"
     unit = f"coalesce(trim({identifier(events.unit)}::VARCHAR), '')" if events.unit else "''"
     converted, against = _measured(db, config) if events.numeric_value else ("number", "")
     value_reason = value_reason_of("value", events.numeric_value, against)
     types = types_of(db, events.table)
     db.execute(
-        f"""CREATE TABLE judged AS SELECT _row, subject_id, time, code, converted AS number,
+        f"""CREATE TABLE {judged} AS SELECT _row, subject_id, time, code_id, converted AS number,
             CASE
                 WHEN NOT subject_given THEN 'no subject_id'
                 WHEN subject_id IS NULL THEN 'subject is not in the cohort'
                 WHEN NOT time_given THEN 'no time'
                 WHEN time IS NULL THEN 'time {NO_TIME}'
-                WHEN code IS NULL THEN 'no code'
+                WHEN code_id IS NULL THEN 'no code'
             END AS reason,
             {value_reason} AS value_reason
         FROM (SELECT *, {converted} AS converted
@@ -128,13 +133,14 @@ def _judge(
                     {number(value)} AS number, {unit} AS unit,
                     {is_given(events.subject_id)} AS subject_given,
                     {as_time(events.time, events.clock or config.clock, types)} AS time,
-                    {is_given(events.time)} AS time_given,
-                    {identifier(events.code)}::VARCHAR AS code
+                    {is_given(events.time)} AS time_given, _code_id AS code_id
                 FROM {_counted_in(events)}
                 LEFT JOIN (SELECT DISTINCT subject_id AS _subject FROM cohort)
-                ON _subject = {as_subject(events.subject_id, subject_type, types)}))"""
+                    ON _subject = {as_subject(events.subject_id, subject_type, types)}
+                LEFT JOIN (SELECT cell AS _cell, code_id AS _code_id FROM coded_{i})
+                    ON _cell = {identifier(events.code)}))"""
     )
-    _judge_repeats(db)
+    _judge_repeats(db, judged)
 
 
 def _counted_in(events: Events) -> str:
@@ -147,29 +153,29 @@ def _counted_in(events: Events) -> str:
     return f"(SELECT * FROM {source(events.table)} WHERE {condition})"
 
 
-def _told(db: duckdb.DuckDBPyConnection, events: Events) -> dict[str, int]:
-    """How many of a source's rows came to what; says so if some were left out."""
+def _told(db: duckdb.DuckDBPyConnection, events: Events, judged: str) -> dict[str, int]:
+    """How many of a source's rows came to what; notices how many were left out."""
     read = count(db, f"SELECT count(*) FROM {source(events.table)}")
-    judged, kept = db.execute(
-        "SELECT count(*), count(*) FILTER (reason IS NULL) FROM judged"
+    counted, kept = db.execute(
+        f"SELECT count(*), count(*) FILTER (reason IS NULL) FROM {judged}"
     ).fetchall()[0]
-    if judged < read:
-        said = "left out, for `where` is not true of them"
-        notice(db, "left out", events.table, read - judged, read, said)
-    return {"read": read, "left_out": read - judged, "set_aside": judged - kept, "kept": kept}
+    said = "left out, for `where` is not true of them"
+    notice(db, "left out", events.table, read - counted, read, said)
+    return {"read": read, "left_out": read - counted, "set_aside": counted - kept, "kept": kept}
 
 
-def _judge_repeats(db: duckdb.DuckDBPyConnection) -> None:
+def _judge_repeats(db: duckdb.DuckDBPyConnection, judged: str) -> None:
     """Give all but the first of equal rows in `judged` their reason.
 
     A group for every row would not fit in memory. So the rows that may be equal are found first, by
     hashes of their content that occur more than once.
     """
-    content = "hash(subject_id, time, code, number, value_reason)"
-    parts = 1 + count(db, "SELECT count(*) FROM judged") // HASHES_AT_ONCE
+    columns = "subject_id, time, code_id, number, value_reason"
+    content = f"hash({columns})"
+    parts = 1 + count(db, f"SELECT count(*) FROM {judged}") // HASHES_AT_ONCE
     for part in range(parts):
         hashes = db.execute(
-            f"""SELECT {content} AS content FROM judged
+            f"""SELECT {content} AS content FROM {judged}
             WHERE reason IS NULL AND {content} % {parts} = {part}"""
         ).fetchnumpy()["content"]
         hashes.sort()
@@ -178,12 +184,11 @@ def _judge_repeats(db: duckdb.DuckDBPyConnection) -> None:
             continue
         db.register("suspects", suspects)
         db.execute(
-            f"""UPDATE judged SET reason = 'repeats an earlier row'
-            FROM (SELECT _row FROM judged
+            f"""UPDATE {judged} SET reason = 'repeats an earlier row'
+            FROM (SELECT _row FROM {judged}
                 WHERE reason IS NULL AND {content} IN (SELECT content FROM suspects)
-                QUALIFY row_number() OVER (PARTITION BY subject_id, time, code, number, value_reason
-                    ORDER BY _row) > 1) repeated
-            WHERE judged._row = repeated._row"""
+                QUALIFY row_number() OVER (PARTITION BY {columns} ORDER BY _row) > 1) repeated
+            WHERE {judged}._row = repeated._row"""
         )
         db.unregister("suspects")
 
@@ -195,7 +200,7 @@ def _measured(db: duckdb.DuckDBPyConnection, config: Config) -> tuple[str, str]:
         held = db.execute(f"{held_by(MEASUREMENTS + name)} GROUP BY 1 ORDER BY 1").fetchall()
         if not held:
             continue
-        of = f"code IN ({literals(tuple(code for (code,) in held))})"
+        of = f"code_id IN ({', '.join(str(code_id) for (code_id,) in held)})"
         if measurement.units:
             in_unit += f"WHEN {of} THEN CASE {_conversions(measurement.conversions)} END\n"
             against += f"""WHEN {of} AND number IS NOT NULL AND converted IS NULL THEN
@@ -227,12 +232,11 @@ def _notice_impossible_times(db: duckdb.DuckDBPyConnection) -> None:
     found = db.execute(
         """SELECT source, count(*), count(*) FILTER (time::DATE < born::DATE),
             count(*) FILTER (time::DATE > followed_to::DATE)
-        FROM events JOIN lifetimes USING (subject_id) GROUP BY 1 ORDER BY 1"""
+        FROM event_rows JOIN lifetimes USING (subject_id) GROUP BY 1 ORDER BY 1"""
     ).fetchall()
     for table, events, unborn, beyond in found:
         for check, n, said in (
             ("event before birth", unborn, "recorded before the day of the subject's birth"),
             ("event after follow-up", beyond, "recorded after the day that follow-up ends"),
         ):
-            if n:
-                notice(db, check, table, n, events, said)
+            notice(db, check, table, n, events, said)

@@ -95,7 +95,7 @@ def feature_blocks(
     flagged = _HistoryScatter(db, config, names)
     for start in range(0, rows, block_rows):
         stop = min(start + block_rows, rows)
-        block = np.full((stop - start, len(features)), np.nan, dtype=np.float32)
+        block = np.full((stop - start, len(features)), np.nan, dtype=np.float32, order="F")
         if statics:
             selected = ", ".join(identifier(name) for name in statics)
             table = db.execute(
@@ -243,7 +243,7 @@ def _known(config: Config, sets: list[tuple[str, int]]) -> str:
         window += f" AND e.time >= c.prediction_time - {lookback}"
     wanted = ", ".join(f"({literal(key)}, {index})" for key, index in sets)
     return f"""FROM cohort c
-        JOIN events e ON c.subject_id = e.subject_id
-        JOIN (SELECT DISTINCT code, index FROM code_sets JOIN (VALUES {wanted}) wanted(key, index)
-            USING (key)) k ON e.code = k.code
+        JOIN event_rows e ON c.subject_id = e.subject_id
+        JOIN (SELECT DISTINCT code_id, index FROM code_sets
+            JOIN (VALUES {wanted}) wanted(key, index) USING (key)) k ON e.code_id = k.code_id
         WHERE {window}"""

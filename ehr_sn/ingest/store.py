@@ -1,21 +1,25 @@
 """Configuration → Parquet store of values, masks, labels and splits; and reading it back.
 
-A store is a folder `<data dir>/<dataset>/<fingerprint>/`. It is written beside its final name and
-renamed when whole, so a reader sees all of it or nothing. The fingerprint is a hash of the source
-files and of the configuration's ingest part: the same input is never ingested twice, and a changed
-one is never mistaken for the old.
+A store is a folder `<data dir>/<dataset>/<fingerprint>/`. It is made in a hidden folder beside it
+and renamed when whole, so a reader sees all of it or nothing. The fingerprint is a hash of the
+source files and of the configuration's ingest part: the same input is never ingested twice, and a
+changed one is never mistaken for the old. An ingest that was killed goes on where it stopped.
 """
 
+import fcntl
 import json
+import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, reduce
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import duckdb
 import numpy as np
@@ -23,77 +27,92 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_sn.config import Config, digest
-from ehr_sn.errors import DataError
-from ehr_sn.ingest.checks import FeatureStatistics, find_all
-from ehr_sn.ingest.cohort import stage_labels, stage_splits
+from ehr_sn.errors import DataError, DiskError, disk_is_full
+from ehr_sn.ingest.checks import Counts, find_all
 from ehr_sn.ingest.databases import fetched
-from ehr_sn.ingest.events import require_events, stage_events
-from ehr_sn.ingest.features import feature_blocks, list_features
-from ehr_sn.ingest.tables import (
-    Source,
-    connect,
-    describe_sources,
-    identifier,
-    literal,
-    load_tables,
-    sha256,
-)
-from ehr_sn.ingest.wide import stage_cohort
+from ehr_sn.ingest.features import list_features
+from ehr_sn.ingest.requirements import require_of_all
+from ehr_sn.ingest.shards import CODE_TABLES, Work, build_in_threads, prepare
+from ehr_sn.ingest.tables import Source, connect, describe_sources, literal
 
-FORMAT = 2  # raised whenever the same input would give another store
+FORMAT = 3  # raised whenever the same input would give another store
 
 CENSORING = (
     "a label is unknown where follow-up ends before its window does and nothing was recorded in it"
 )
-KEYS = ("subject_id", "prediction_time")
+ABANDONED = 24 * 3600  # seconds after which another ingest's unfinished work is cleared away
 
 
-def check(config: Config) -> dict[str, Any]:
+def check(config: Config, shard_rows: int | None = None) -> dict[str, Any]:
     """Read and check everything that ingest would, and write nothing.
 
     Returns what the store's manifest would say.
     """
     with (
-        fetched(config, None) as config,
-        tempfile.TemporaryDirectory(prefix="ehr-sn-") as spill,
+        tempfile.TemporaryDirectory(prefix="ehr-sn-") as folder,
+        _disk_errors(Path(folder)),
+        fetched(config, Path(folder)) as config,
     ):
-        return _build(config, describe_sources(config), None, Path(spill))
+        sources = describe_sources(config)
+        work = Work(Path(folder), writes=False)
+        prepare(config, work, shard_rows)
+        build_in_threads(config, work)
+        return _manifest(config, sources, work)
 
 
-def ingest(config: Config) -> Path:
+def ingest(
+    config: Config,
+    prepare: Callable[[Config, Work], None] = prepare,
+    build: Callable[[Config, Work], None] = build_in_threads,
+) -> Path:
     """Make the store of this configuration and its sources, or find it; returns its folder.
+
+    `prepare` reads the tables, and `build` builds the unfinished shards: here, or where it likes.
 
     Raises
     ------
     DataError
         The tables cannot be used as configured. Nothing is left behind.
+    DiskError
+        The disk is full. Nothing is left behind.
     """
-    with fetched(config, config.data_dir / config.dataset) as config:
-        return _ingest(config)
+    folder = config.data_dir.absolute() / config.dataset
+    with _disk_errors(folder), fetched(config, folder) as config:
+        return _ingest(config, folder, prepare, build)
 
 
-def _ingest(config: Config) -> Path:
+def _ingest(
+    config: Config,
+    folder: Path,
+    prepare: Callable[[Config, Work], None],
+    build: Callable[[Config, Work], None],
+) -> Path:
     sources = describe_sources(config)
-    folder = config.data_dir / config.dataset
     store = folder / fingerprint(config, sources)
     if store.exists():
         return store
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
-        built = Path(partial) / "store"
-        built.mkdir()
-        manifest = _build(config, sources, built, Path(partial) / "spill")
-        if describe_sources(config) != sources:
-            raise DataError(
-                f"{config.where('tables')}: a file changed while it was read: ingest again"
-            )
-        manifest["files"] = {file.name: sha256(file) for file in sorted(built.iterdir())}
-        (built / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False))
+    with _working(folder / f".work-{store.name}") as work:
+        if store.exists():  # another process was first
+            shutil.rmtree(work.folder, ignore_errors=True)
+            return store
+        _clear_abandoned(folder)
         try:
-            built.rename(store)
-        except OSError:
-            if not store.exists():  # else another process was first, with the same content
-                raise
+            with _disk_errors(folder):
+                prepare(config, work)
+                build(config, work)
+                manifest = _manifest(config, sources, work)
+                if describe_sources(config) != sources:
+                    raise DataError(
+                        f"{config.where('tables')}: a file changed while it was read: ingest again"
+                    )
+                (work.store / "manifest.json").write_text(
+                    json.dumps(manifest, indent=2, ensure_ascii=False)
+                )
+                work.store.rename(store)
+        except (DataError, DiskError, OSError):
+            shutil.rmtree(work.folder, ignore_errors=True)
+            raise
+        shutil.rmtree(work.folder, ignore_errors=True)  # whoever waits may be putting a lock in it
     return store
 
 
@@ -104,121 +123,130 @@ def fingerprint(config: Config, sources: dict[str, Source]) -> str:
     return digest({"format": FORMAT, "sources": hashes, "config": sections})
 
 
-def _build(
-    config: Config, sources: dict[str, Source], folder: Path | None, spill: Path
-) -> dict[str, Any]:
-    with connect(spill) as db, _no_values_in_errors(config):
-        table_rows = load_tables(db, config)
-        cohort = stage_cohort(db, config)
-        event_rows = stage_events(db, config)
-        require_events(db, config)
-        db.execute("DROP SCHEMA source CASCADE")
-        attrition = stage_labels(db, config)
-        stage_splits(db, config)
-        features = list_features(config)
-        statistics = FeatureStatistics.of(len(features))
-        names = [feature.name for feature in features]
-        with closing(_MatrixWriter(db, folder, names)) if folder else nullcontext() as writer:
-            for block in feature_blocks(db, config):
-                statistics.add(block)
-                if writer:
-                    writer.write(block)
-        if folder:
-            _write_tables(db, config, folder)
-        findings = find_all(db, config, features, statistics, table_rows)
-        quarantined = db.execute(
-            "SELECT table_name, action, count(*) FROM quarantine GROUP BY ALL ORDER BY ALL"
-        ).fetchall()
-        events = db.execute("SELECT source, count(*) FROM events GROUP BY 1 ORDER BY 1").fetchall()
-    observed_rates = statistics.observed / statistics.rows
+def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[str, Any]:
+    """Add up what the shards counted, judge the whole, and tell of it."""
+    told = [json.loads(work.counted(shard).read_text()) for shard in work.shards]
+    counts = Counts.from_dict(told[0]["counts"])
+    for shard in told[1:]:
+        counts += Counts.from_dict(shard["counts"])
+    require_of_all(shard["requirements"] for shard in told)
+    features = list_features(config)
+    rows = dict(work.plan["rows"])
+    for name, landed in work.landed_counts():
+        rows[name] = landed["rows"]
+        for check, place, n, of, message in landed["notices"]:
+            counts.noticed[check, place, message] = (n, of)
+    with connect() as db:
+        parts = {
+            table: ", ".join(literal(str(work.codes(table, shard))) for shard in work.shards)
+            for table in CODE_TABLES
+        }
+        db.execute(
+            f"""CREATE TABLE code_counts AS
+            SELECT source, code, sum(events)::BIGINT AS events, sum(subjects)::BIGINT AS subjects
+            FROM read_parquet([{parts["code_counts"]}]) GROUP BY ALL"""
+        )
+        db.execute(
+            f"""CREATE TABLE code_sets AS
+            SELECT DISTINCT key, entry, written, code FROM read_parquet([{parts["code_sets"]}])"""
+        )
+        findings = find_all(db, config, features, counts, rows)
+    by_action: dict[tuple[str, str], int] = {}
+    for (table, _, action), n in counts.quarantined.items():
+        by_action[table, action] = by_action.get((table, action), 0) + n
+    event_rows = reduce(_summed, (shard["event_rows"] for shard in told))
+    observed_rates = counts.features.observed / counts.features.rows
     return {
         "dataset": config.dataset,
         "title": config.title,
         "fingerprint": fingerprint(config, sources),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "rows": statistics.rows,
+        "rows": counts.features.rows,
         "features": [
             feature.as_dict() | {"observed_rate": round(float(rate), 6)}
             for feature, rate in zip(features, observed_rates, strict=True)
         ],
-        "cohort": cohort,
-        "labels": attrition,
+        "cohort": reduce(_summed, (shard["cohort"] for shard in told)),
+        "labels": reduce(_summed, (shard["attrition"] for shard in told)),
         "censoring": CENSORING,
         "tables": {
-            name: source.as_dict() | {"rows": table_rows[name]} for name, source in sources.items()
+            name: source.as_dict() | {"rows": rows[name]} for name, source in sources.items()
         },
-        "events": dict(events),
+        "events": {name: event_rows[name]["kept"] for name in config.tables if name in event_rows},
         "event_rows": event_rows,
         "quarantined": [
-            {"table": table, "action": action, "count": n} for table, action, n in quarantined
+            {"table": table, "action": action, "count": n}
+            for (table, action), n in sorted(by_action.items())
         ],
         "findings": [finding.as_dict() for finding in findings],
         "config": config.ingest_sections,
         "versions": {name: version(name) for name in ("ehr-sn", "duckdb", "pyarrow")},
-    }
+    } | ({"files": _files(told)} if work.writes else {})
+
+
+def _files(told: list[dict[str, Any]]) -> dict[str, str]:
+    """SHA-256 of each of the store's files but the manifest."""
+    return dict(sorted(entry for shard in told for entry in shard["files"].items()))
+
+
+def _summed(one: Any, other: Any) -> Any:
+    """Counts of two shards together, however they are nested; what names them stays."""
+    if isinstance(one, dict):
+        return {key: _summed(one[key], other[key]) for key in one}
+    if isinstance(one, list):
+        return [_summed(*pair) for pair in zip(one, other, strict=True)]
+    return one if isinstance(one, str) else one + other
 
 
 @contextmanager
-def _no_values_in_errors(config: Config) -> Iterator[None]:
-    """Hide the message of DuckDB's errors about values, which it quotes: a patient's, maybe."""
+def _working(folder: Path) -> Iterator[Work]:
+    """The folder to work in, for one ingest at a time: a second waits until the first is done."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = (folder / "lock").open("w")
+        except FileNotFoundError:
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _is_there(folder, lock):
+            break
+        lock.close()  # the folder that it was in has been removed by whom we waited for
+    with lock:
+        shutil.rmtree(folder / "scratch", ignore_errors=True)  # of tasks that were killed
+        yield Work(folder)
+
+
+def _is_there(folder: Path, lock: IO[str]) -> bool:
+    try:
+        return os.path.samestat((folder / "lock").stat(), os.fstat(lock.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _clear_abandoned(folder: Path) -> None:
+    """Remove what killed ingests of other inputs left and nobody has gone on with for long."""
+    for other in folder.glob(".work-*"):
+        with suppress(OSError):  # it is at work, or gone
+            changed = max(path.stat().st_mtime for path in (other, *other.glob("*")))
+            if time.time() - changed < ABANDONED:
+                continue
+            with (other / "lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(other)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Say of a full disk that it is full."""
     try:
         yield
-    except (duckdb.DataError, duckdb.InvalidInputException) as error:
-        raise DataError(
-            f"{config.where('tables')}: DuckDB stops at a value it cannot take; its message is "
-            f"left out, for it may quote a patient's data ({type(error).__name__}). Please report "
-            "this with the types of your tables' columns"
+    except (OSError, duckdb.Error) as error:
+        if not disk_is_full(error):
+            raise
+        raise DiskError(
+            f"{folder}: the disk is full, or a limit on the size of files is reached; what was "
+            "written is removed. Make room, or put the store elsewhere with data_dir"
         ) from None
-
-
-class _MatrixWriter:
-    """Writes blocks of the feature matrix to `values.parquet` and `mask.parquet`."""
-
-    def __init__(self, db: duckdb.DuckDBPyConnection, folder: Path, names: list[str]):
-        self._db, self._names, self._row = db, names, 0
-        keys = db.sql(f"SELECT {', '.join(KEYS)} FROM cohort LIMIT 0").to_arrow_table().schema
-        self._writers = {
-            kind: pq.ParquetWriter(
-                folder / f"{kind}.parquet",
-                pa.schema([*keys, *(pa.field(name, dtype) for name in names)]),
-            )
-            for kind, dtype in (("values", pa.float32()), ("mask", pa.bool_()))
-        }
-
-    def write(self, block: np.ndarray) -> None:
-        stop = self._row + len(block)
-        keys = self._db.sql(
-            f"""SELECT {", ".join(KEYS)} FROM cohort
-            WHERE row >= {self._row} AND row < {stop} ORDER BY row"""
-        ).to_arrow_table()
-        for kind, writer in self._writers.items():
-            columns = [
-                pa.array(column, from_pandas=True)
-                if kind == "values"
-                else pa.array(~np.isnan(column))
-                for column in block.T
-            ]
-            writer.write_table(
-                pa.table([*keys.columns, *columns], schema=writer.schema), row_group_size=len(block)
-            )
-        self._row = stop
-
-    def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-
-
-def _write_tables(db: duckdb.DuckDBPyConnection, config: Config, folder: Path) -> None:
-    labels = ", ".join(identifier(name) for name in config.labels)
-    queries = {
-        "labels": f"SELECT {', '.join(KEYS)}, {labels} FROM labels JOIN cohort USING (row) "
-        "ORDER BY row",
-        "splits": "SELECT * FROM splits ORDER BY subject_id",
-        "quarantine": "SELECT * FROM quarantine ORDER BY ALL",
-    }
-    for name, query in queries.items():
-        target = literal(str(folder / f"{name}.parquet"))
-        db.execute(f"COPY ({query}) TO {target} (FORMAT parquet)")
 
 
 @dataclass(frozen=True)
@@ -257,9 +285,18 @@ class Store:
     def diseases(self) -> list[str]:
         return list(self.manifest["labels"])
 
+    def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
+        """One of the store's tables: values, mask, labels, splits or quarantine."""
+        parts = sorted((self.path / table).glob("part-*.parquet"))
+        paths = parts or [self.path / f"{table}.parquet"]
+        # Of a column that is full in some part only, DuckDB says so in that part's schema.
+        return pa.concat_tables(
+            (pq.read_table(path, columns=columns) for path in paths), promote_options="default"
+        )
+
     def values(self) -> np.ndarray:
         """(rows, features) float32, NaN = missing."""
-        table = pq.read_table(self.path / "values.parquet", columns=self.feature_names)
+        table = self.read("values", self.feature_names)
         matrix = np.empty((table.num_rows, table.num_columns), dtype=np.float32)
         for i, column in enumerate(table.columns):
             matrix[:, i] = column.to_numpy()
@@ -267,11 +304,11 @@ class Store:
 
     def labels(self) -> np.ndarray:
         """(rows, diseases) float32: 1, 0, or NaN where the row is not eligible."""
-        table = pq.read_table(self.path / "labels.parquet", columns=self.diseases)
+        table = self.read("labels", self.diseases)
         return np.stack([c.cast(pa.float32()).to_numpy() for c in table.columns], axis=1)
 
     def splits(self) -> np.ndarray:
         """(rows, repeats) of the strings train, tuning, held_out."""
-        keys = pq.read_table(self.path / "values.parquet", columns=["subject_id"]).to_pandas()
-        splits = pq.read_table(self.path / "splits.parquet").to_pandas().set_index("subject_id")
+        keys = self.read("values", ["subject_id"]).to_pandas()
+        splits = self.read("splits").to_pandas().set_index("subject_id")
         return splits.loc[keys["subject_id"]].to_numpy(dtype=str)

@@ -1,4 +1,7 @@
-"""Source files → DuckDB tables, each row numbered, each source named by its SHA-256."""
+"""Source files → DuckDB tables, each row numbered, each source named by its SHA-256.
+
+Or, where there are too many rows for one shard, → batches of numbered rows, to be dealt to several.
+"""
 
 import csv
 import glob
@@ -10,14 +13,15 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from ehr_sn.config import DATA_ROOT, Config, Table
-from ehr_sn.errors import DataError, did_you_mean
+from ehr_sn.errors import DataError, did_you_mean, disk_is_full
 from ehr_sn.ingest import fhir
 from ehr_sn.ingest.columns import Column, Columns, Reference
 from ehr_sn.ingest.derived import rehearse
@@ -53,7 +57,7 @@ class Source:
 
 def connect(spill_to: Path | None = None, memory_limit: str = "2GB") -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB of bounded memory that spills to `spill_to` beyond it."""
-    settings = {"memory_limit": memory_limit, "TimeZone": "UTC"}
+    settings = {"memory_limit": memory_limit, "TimeZone": "UTC", "enable_progress_bar": "false"}
     if spill_to is not None:
         settings["temp_directory"] = str(spill_to)
     db = duckdb.connect()
@@ -77,28 +81,58 @@ def describe_sources(config: Config) -> dict[str, Source]:
     return {name: sources[name] for name in config.tables}
 
 
-def load_tables(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, int]:
+def load_tables(
+    db: duckdb.DuckDBPyConnection, config: Config, at_most: int | None = None
+) -> dict[str, int] | None:
     """Read the configured columns of each table into DuckDB; returns rows per table.
 
     A table lies in the schema `source` under its own name. Its column `_row` counts data rows from
     1 in the order of the file. Every other column holds numbers, timestamps in UTC or trimmed text,
     NULL where there was nothing: what a cell means is decided where it is used, so that a bad cell
-    costs its row, not the table.
+    costs its row, not the table. Reading stops, and returns None, where all tables together have
+    more than `at_most` rows.
 
     Raises
     ------
     DataError
         A table is empty, unreadable or lacks a configured column.
     """
+    with opened_tables(db, config) as tables:
+        rows: dict[str, int] = {}
+        for table in tables:
+            typed = "".join(f", {identifier(c)} {dtype}" for c, dtype in table.columns.items())
+            db.execute(f"CREATE TABLE {source(table.name)} (_row BIGINT{typed})")
+            limit = "" if at_most is None else f"LIMIT {at_most + 1 - sum(rows.values())}"
+
+            def insert(query: str, into: str = source(table.name), limit: str = limit) -> int:
+                return count(db, f"INSERT INTO {into} {query} {limit}")
+
+            rows[table.name] = table.read(insert)
+            if at_most is not None and sum(rows.values()) > at_most:
+                return None
+        return {name: rows[name] for name in config.tables}
+
+
+@contextmanager
+def opened_tables(db: duckdb.DuckDBPyConnection, config: Config) -> Iterator[list["OpenedTable"]]:
+    """Find each table's columns; makes the table `notices` and the schema `source`.
+
+    Tables come after those that their queries read, by the name of which these are to be in
+    `source` when a query's table is read.
+
+    Raises
+    ------
+    DataError
+        A file is unreadable, or lacks a configured column.
+    """
     with tempfile.TemporaryDirectory(prefix="ehr-sn-", dir=_spill(db)) as spill:
         stacks, references = _open_tables(db, config, Path(spill))
-        db.execute("CREATE SCHEMA source")
         create_notices(db)
-        rows = {
-            name: _load(db, name, stacks[name], [r for r in references if r.column.table == name])
+        db.execute("CREATE SCHEMA source")
+        yield [
+            OpenedTable(db, name, stacks[name], [r for r in references if r.column.table == name])
             for name in config.loading_order
-        }
-        return {name: rows[name] for name in config.tables}
+        ]
 
 
 def columns_used(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, list[str]]:
@@ -260,40 +294,83 @@ class _Stack:
         return "HUGEINT" if all(map(is_integer, types)) else "VARCHAR"
 
 
-def _load(db: duckdb.DuckDBPyConnection, name: str, stack: _Stack, wanted: list[Reference]) -> int:
-    """Make `source.name`; returns its number of rows."""
-    columns = list(dict.fromkeys(reference.column.name for reference in wanted))
-    vital = {reference.column.name: reference.key for reference in wanted if reference.vital}
-    typed = "".join(f", {identifier(c)} {stack.type(c)}" for c in columns)
-    db.execute(f"CREATE TABLE {source(name)} (_row BIGINT{typed})")
-    absent = dict.fromkeys(columns, 0)
-    rows = 0
-    for file in stack.files:
-        before = rows
-        sql = {column: sql for column, sql, _ in file.columns}
-        there = [column for column in columns if column in sql]
-        for column in absent.keys() - there:
-            absent[column] += 1
-            if column in vital:
-                raise DataError(
-                    f"{file.where}: has no column {column!r}, which {vital[column]} names"
-                )
-        into = "".join(f", {identifier(c)}" for c in there)
-        selected = "".join(f", ({sql[c]})::{stack.type(c)}" for c in there)
-        with _said_without_values(file.where, file.fault):
-            for part in file.parts(there):
-                db.execute(
-                    f"""INSERT INTO {source(name)} (_row{into})
-                    SELECT row_number() OVER () + {rows}{selected} FROM {part}"""
-                )
-                rows = count(db, f"SELECT count(*) FROM {source(name)}")
-        if rows == before:
-            raise DataError(f"{file.where}: the table is empty: there is nothing to ingest")
-    for files in sorted(set(absent.values()) - {0}):
-        named = ", ".join(column for column, n in absent.items() if n == files)
-        message = f"missing in {files} of {len(stack.files)} files, which lack the column: {named}"
-        notice(db, "absent column", name, files, len(stack.files), message)
-    return rows
+@dataclass(frozen=True)
+class OpenedTable:
+    """A table whose configured columns can be read."""
+
+    db: duckdb.DuckDBPyConnection
+    name: str
+    stack: _Stack
+    wanted: list[Reference]
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """DuckDB's type of each configured column."""
+        names = dict.fromkeys(reference.column.name for reference in self.wanted)
+        return {name: self.stack.type(name) for name in names}
+
+    def read(self, take: Callable[[str], int]) -> int:
+        """Give `take` the SQL that selects the numbered rows of each part, one after another.
+
+        `take` returns how many rows it took; so does this, of all parts.
+
+        Raises
+        ------
+        DataError
+            A file is empty or unreadable, or lacks a column that it must have.
+        """
+        vital = {r.column.name: r.key for r in self.wanted if r.vital}
+        absent = dict.fromkeys(self.columns, 0)
+        rows = 0
+        for file in self.stack.files:
+            before = rows
+            sql = {column: sql for column, sql, _ in file.columns}
+            for column in self.columns.keys() - sql.keys():
+                absent[column] += 1
+                if column in vital:
+                    raise DataError(
+                        f"{file.where}: has no column {column!r}, which {vital[column]} names"
+                    )
+            selected = "".join(
+                f", ({sql.get(column, 'NULL')})::{dtype} AS {identifier(column)}"
+                for column, dtype in self.columns.items()
+            )
+            with _said_without_values(file.where, file.fault):
+                for part in file.parts([column for column in self.columns if column in sql]):
+                    rows += take(
+                        f"SELECT row_number() OVER () + {rows} AS _row{selected} FROM {part}"
+                    )
+            if rows == before:
+                raise DataError(f"{file.where}: the table is empty: there is nothing to ingest")
+        files = len(self.stack.files)
+        for lacking in sorted(set(absent.values()) - {0}):
+            named = ", ".join(column for column, n in absent.items() if n == lacking)
+            message = f"missing in {lacking} of {files} files, which lack the column: {named}"
+            notice(self.db, "absent column", self.name, lacking, files, message)
+        return rows
+
+    def in_source(self) -> "OpenedTable":
+        """The same, once all its rows lie in `source`."""
+        held = {"_row": "BIGINT", **self.columns}
+        columns = [(name, identifier(name), dtype) for name, dtype in held.items()]
+        where = self.stack.where
+        return replace(self, stack=_Stack(where, [_of_one_part(where, source(self.name), columns)]))
+
+    def tally(self, condition: Callable[[str], str] | None = None, column: str = "") -> int:
+        """How many rows there are, or fulfil a condition on a column, without keeping them."""
+        rows = 0
+        for file in self.stack.files:
+            sql = {name: sql for name, sql, _ in file.columns}
+            name = column or next(iter(sql))
+            selected = f"({sql.get(name, 'NULL')})::{self.stack.type(name)} AS {identifier(name)}"
+            where = f"WHERE {condition(name)}" if condition else ""
+            with _said_without_values(file.where, file.fault):
+                for part in file.parts([name] if name in sql else []):
+                    rows += count(
+                        self.db,
+                        f"SELECT count(*) FROM (SELECT {selected} FROM {part}) {where}",
+                    )
+        return rows
 
 
 def _spill(db: duckdb.DuckDBPyConnection) -> Path | None:
@@ -519,6 +596,8 @@ def _said_without_values(where: str, otherwise: str = _DAMAGED) -> Iterator[None
     except duckdb.OutOfMemoryException:
         raise  # not the file's fault
     except duckdb.Error as error:
+        if disk_is_full(error):
+            raise
         message = str(error)
         # In a list within the JSON, DuckDB counts the list's elements for lines.
         line = re.search(r"(?:on Line:|Malformed JSON .* in line) (\d+)", message)

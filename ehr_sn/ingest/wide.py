@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import duckdb
 
 from ehr_sn.config import Config, StaticFeature, category_name
-from ehr_sn.errors import DataError
 from ehr_sn.ingest.cells import (
     MADE_MISSING,
     NO_TIME,
@@ -29,8 +28,8 @@ from ehr_sn.ingest.cells import (
     create_quarantine,
     implausible,
     is_given,
-    nothing_usable,
     require_some_number,
+    require_usable,
     set_aside,
     subject_type_of,
     types_of,
@@ -40,6 +39,7 @@ from ehr_sn.ingest.code_sets import stage_code_sets
 from ehr_sn.ingest.columns import Column, Columns
 from ehr_sn.ingest.eligibility import Attrition, entry, stage_eligible
 from ehr_sn.ingest.expressions import Expression, number
+from ehr_sn.ingest.requirements import Requirement, require
 from ehr_sn.ingest.tables import (
     count,
     create_notices,
@@ -126,8 +126,8 @@ def _judge_cohort(db: duckdb.DuckDBPyConnection, config: Config, columns: Column
         WINDOW same AS (PARTITION BY subject_id, prediction_time)"""
     )
     _set_row_aside(db, "judged_cohort", cohort.table)
-    if not count(db, "SELECT count(*) FROM judged_cohort WHERE reason IS NULL"):
-        raise DataError(nothing_usable(db, config.where("cohort"), cohort.table))
+    usable = count(db, "SELECT count(*) FROM judged_cohort WHERE reason IS NULL")
+    require_usable(db, config.where("cohort"), cohort.table, usable)
 
 
 def _judge_joined(
@@ -153,9 +153,9 @@ def _judge_joined(
         WINDOW same AS (PARTITION BY joined_subject)"""
     )
     _set_row_aside(db, _joined(table), table)
-    if not count(db, f"SELECT count(*) FROM {_joined(table)} WHERE reason IS NULL"):
-        index = config.cohort.join.index(table)
-        raise DataError(nothing_usable(db, config.where(f"cohort.join.{index}"), table))
+    usable = count(db, f"SELECT count(*) FROM {_joined(table)} WHERE reason IS NULL")
+    where = config.where(f"cohort.join.{config.cohort.join.index(table)}")
+    require_usable(db, where, table, usable)
 
 
 def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> Attrition:
@@ -255,13 +255,13 @@ def _feature(
     if feature.categories is not None:
         (column,) = columns
         given = _given(feature, column)
-        if not count(
-            db, f"SELECT count(*) FROM wide WHERE {_is_one_of(given, feature.categories)}"
-        ):
-            raise DataError(
-                f"{where}: column {column.name!r} of table {column.table} holds none of the "
-                "categories in any row: write numbers plainly, texts in quotes"
-            )
+        none = (
+            f"{where}: column {column.name!r} of table {column.table} holds none of the "
+            "categories in any row: write numbers plainly, texts in quotes"
+        )
+        seen = _is_one_of(given, feature.categories)
+        rows = count(db, f"SELECT count(*) FROM wide WHERE {seen}")
+        require(db, [Requirement(none, {"rows": rows}, needed=("rows",))])
         return _categories(name, feature, given)
     values = []
     for column in columns:
@@ -389,8 +389,7 @@ def _tell(db: duckdb.DuckDBPyConnection, counted: list[_Counted]) -> None:
     )
     counts = db.execute(f"SELECT {tests} FROM wide").fetchall()[0]
     for one, rows, filled in zip(counted, counts[::2], counts[1::2], strict=True):
-        if rows:
-            notice(db, one.check, one.feature, rows, filled, one.message)
+        notice(db, one.check, one.feature, rows, filled, one.message)
 
 
 def _set_row_aside(db: duckdb.DuckDBPyConnection, judged: str, table: str) -> None:

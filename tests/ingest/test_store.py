@@ -13,7 +13,7 @@ import pytest
 
 from ehr_sn.config import load_config
 from ehr_sn.errors import DataError
-from ehr_sn.ingest import store as store_module
+from ehr_sn.ingest import shards
 from ehr_sn.ingest.store import Store, check, ingest
 
 FILES = {
@@ -242,16 +242,16 @@ def test_two_ingests_write_the_same_bytes_on_any_number_of_threads(hospital, mon
             icd="E11"
         ),
     )
-    connect = store_module.connect
+    connect = shards.connect
     written = []
     for threads in (1, 8):
 
-        def connect_with_threads(spill, threads=threads):
-            db = connect(spill)
+        def connect_with_threads(*args, threads=threads):
+            db = connect(*args)
             db.execute(f"SET threads = {threads}")
             return db
 
-        monkeypatch.setattr(store_module, "connect", connect_with_threads)
+        monkeypatch.setattr(shards, "connect", connect_with_threads)
         tables = {name: {"path": f"{name}.parquet"} for name in ("patients", "labs", "diagnoses")}
         config = hospital.config(tables=tables, data_dir=str(hospital.folder / f"data{threads}"))
         written.append(Store(ingest(config)).manifest["files"])
@@ -261,13 +261,13 @@ def test_two_ingests_write_the_same_bytes_on_any_number_of_threads(hospital, mon
 # -- all or nothing ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["stage_cohort", "feature_blocks", "find_all", "_write_tables"])
+@pytest.mark.parametrize("step", ["stage_cohort", "feature_blocks", "count_all", "_write_tables"])
 def test_a_failure_at_any_step_leaves_nothing(busy, monkeypatch, step):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, step, fail)
+        patch.setattr(shards, step, fail)
         with pytest.raises(OSError, match="disk full"):
             ingest(busy.config())
     assert stores(busy.folder / "data") == []
@@ -283,7 +283,7 @@ def test_a_disease_without_positives_leaves_nothing(busy):
 def test_what_a_killed_ingest_left_is_not_taken_for_a_store(busy):
     config = busy.config()
     path = ingest(config)
-    half = path.parent / ".partial-killed" / "store"
+    half = path.parent / f".work-{path.name}" / "store"
     half.mkdir(parents=True)
     shutil.move(path / "values.parquet", half)
     shutil.rmtree(path)
@@ -292,14 +292,15 @@ def test_what_a_killed_ingest_left_is_not_taken_for_a_store(busy):
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(busy, monkeypatch):
-    stage_events = store_module.stage_events
+    stage_events = shards.stage_events
 
     def export_still_running(db, config):
-        stage_events(db, config)
+        rows = stage_events(db, config)
         with (busy.folder / "labs.csv").open("a") as file:
             file.write("1,5,sbp,100\n")
+        return rows
 
-    monkeypatch.setattr(store_module, "stage_events", export_still_running)
+    monkeypatch.setattr(shards, "stage_events", export_still_running)
     with pytest.raises(DataError, match="a file changed while it was read"):
         ingest(busy.config())
     assert stores(busy.folder / "data") == []
@@ -308,21 +309,27 @@ def test_a_file_that_changes_while_it_is_read_is_refused(busy, monkeypatch):
 def test_two_ingests_at_once_give_one_store(busy, monkeypatch):
     config = busy.config()
     both = threading.Barrier(2)
-    write_tables = store_module._write_tables
+    built = []
+    write_tables = shards._write_tables
 
-    def write_together(*args):
-        both.wait(timeout=30)
+    def counted(*args):
+        built.append(args)
         write_tables(*args)
 
-    monkeypatch.setattr(store_module, "_write_tables", write_together)
+    monkeypatch.setattr(shards, "_write_tables", counted)
     paths = []
-    racers = [threading.Thread(target=lambda: paths.append(ingest(config))) for _ in range(2)]
+
+    def race():
+        both.wait(timeout=30)
+        paths.append(ingest(config))
+
+    racers = [threading.Thread(target=race) for _ in range(2)]
     for racer in racers:
         racer.start()
     for racer in racers:
         racer.join()
-    assert len(paths) == 2
-    assert paths[0] == paths[1]
+    assert paths == [paths[0]] * 2
+    assert len(built) == 1  # the second waited
     assert stores(busy.folder / "data") == [paths[0].name]
     assert {file.name for file in paths[0].iterdir()} == FILES
 
@@ -364,14 +371,14 @@ def test_an_error_of_duckdb_about_a_value_is_not_quoted(busy, monkeypatch):
     def fail(db, config):
         db.execute("SELECT 'SECRET'::INTEGER").fetchall()
 
-    monkeypatch.setattr(store_module, "stage_splits", fail)
+    monkeypatch.setattr(shards, "stage_splits", fail)
     with pytest.raises(DataError, match="it may quote a patient's data") as error:
         ingest(busy.config())
     assert "SECRET" not in str(error.value)
 
 
 def test_an_error_of_duckdb_about_our_sql_is_told_in_full(busy, monkeypatch):
-    monkeypatch.setattr(store_module, "stage_splits", lambda db, _: db.execute("SELECT nope"))
+    monkeypatch.setattr(shards, "stage_splits", lambda db, _: db.execute("SELECT nope"))
     with pytest.raises(duckdb.BinderException, match="nope"):
         ingest(busy.config())
 

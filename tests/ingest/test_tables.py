@@ -312,7 +312,7 @@ def test_a_column_that_a_file_lacks_is_missing_there_and_told(hospital, stage):
     (hospital.folder / "diagnoses.csv").write_text(DIAGNOSES)
     staged = stage(hospital.config(tables__patients={"path": "p?.csv"}))
     assert staged.rows("SELECT a, b FROM cohort ORDER BY row") == [(7, None), (None, 8)]
-    assert staged.rows("SELECT place, rows, of_rows, message FROM notices") == [
+    assert staged.rows("SELECT place, rows, of_rows, message FROM notices WHERE rows > 0") == [
         ("patients", 1, 2, "missing in 1 of 2 files, which lack the column: a, b")
     ]
 

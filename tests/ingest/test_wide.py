@@ -243,9 +243,9 @@ def test_missing_codes_are_missing_and_counted_by_column_not_by_row(survey, stag
     smokes = {"column": "smokes", "missing_codes": [7, 9]}
     staged = stage(survey.config(features__static={"smokes": smokes}))
     assert staged.features()["smokes"].tolist() == pytest.approx([2, NAN, NAN], nan_ok=True)
-    assert staged.rows("SELECT check_name, place, rows, of_rows, message FROM notices") == [
-        ("missing code", "smokes", 2, 3, "asked.smokes: 7, 9 made missing")
-    ]
+    assert staged.rows(
+        "SELECT check_name, place, rows, of_rows, message FROM notices WHERE rows > 0"
+    ) == [("missing code", "smokes", 2, 3, "asked.smokes: 7, 9 made missing")]
     assert ("asked", 3) not in [entry[:2] for entry in staged.quarantine()]
 
 
@@ -299,7 +299,7 @@ def test_unseen_categories_are_counted(survey, stage):
     staged = stage(
         survey.config(features__static={"race": {"column": "race", "categories": [1, 2, 3]}})
     )
-    assert staged.rows("SELECT check_name, place, rows, of_rows FROM notices") == [
+    assert staged.rows("SELECT check_name, place, rows, of_rows FROM notices WHERE rows > 0") == [
         ("unseen category", "race", 1, 3)
     ]
 
