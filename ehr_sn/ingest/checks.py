@@ -83,7 +83,7 @@ def find_all(
 def _repeated_codes(db: duckdb.DuckDBPyConnection) -> list[Finding]:
     """Pairs of codes that hold the same value wherever a subject has both at one time.
 
-    Candidates come from a sample of subjects, and have often been equal there, so that the
+    Those of which the configuration names one come first. Candidates come from a sample of subjects, and have often been equal there, so that the
     self-join stays small whatever the size of the data; their counts are over everything.
     """
     db.execute(
@@ -102,21 +102,25 @@ def _repeated_codes(db: duckdb.DuckDBPyConnection) -> list[Finding]:
         return []
     codes = literals(tuple(code for (code,) in equal_often))
     suspects = _shared_moments(db, f"code IN ({codes})", "sampled")
+    used = {code for (code,) in db.execute("SELECT DISTINCT code FROM code_sets").fetchall()}
     findings = []
     for first, second in suspects:
         pair = _shared_moments(db, f"code IN ({literals((first, second))})")
         findings += [
-            Finding(
-                "repeated code",
-                f"{a}, {b}",
-                equal,
-                shared,
-                f"{a} and {b} hold the same value at {equal:,} of the {shared:,} moments that "
-                "have both: one of them may be a copying error; use only the one you trust",
+            (
+                bool({a, b} & used),
+                Finding(
+                    "repeated code",
+                    f"{a}, {b}",
+                    equal,
+                    shared,
+                    f"{a} and {b} hold the same value at {equal:,} of the {shared:,} moments that "
+                    "have both: one of them may be a copying error; use only the one you trust",
+                ),
             )
             for (a, b), (equal, shared) in pair.items()
         ]
-    return findings
+    return [finding for _, finding in sorted(findings, key=lambda told: not told[0])]
 
 
 def _repeated_columns(db: duckdb.DuckDBPyConnection, features: list[Feature]) -> list[Finding]:
