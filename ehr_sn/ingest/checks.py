@@ -83,8 +83,9 @@ def find_all(
 def _repeated_codes(db: duckdb.DuckDBPyConnection) -> list[Finding]:
     """Pairs of codes that hold the same value wherever a subject has both at one time.
 
-    Those of which the configuration names one come first. Candidates come from a sample of subjects, and have often been equal there, so that the
-    self-join stays small whatever the size of the data; their counts are over everything.
+    Those of which the configuration names a code come first. Candidates come from a sample of
+    subjects, and have often been equal there, so that the self-join stays small whatever the size
+    of the data; their counts are over everything.
     """
     db.execute(
         f"""CREATE OR REPLACE TEMP TABLE sampled AS
