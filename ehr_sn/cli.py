@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-SHOWN_CODED = 10  # columns with missing codes that are listed one by one
+SHOWN_OF_A_KIND = 10  # findings of one check that are listed one by one
 out = Console()
 err = Console(stderr=True)
 
@@ -425,14 +425,13 @@ def _findings_table(report: dict[str, Any]) -> Table:
     table.add_column("Where")
     table.add_column("Count", justify="right")
     table.add_column("What")
-    coded = [finding for finding in report["findings"] if finding["check"] == "missing code"]
+    kinds: dict[str, list[dict[str, Any]]] = {}
     for finding in report["findings"]:
-        if finding not in coded or len(coded) <= SHOWN_CODED:
-            table.add_row(
-                finding["check"], finding["where"], f"{finding['count']:,}", finding["message"]
-            )
-    if len(coded) > SHOWN_CODED:
-        cells = sum(finding["count"] for finding in coded)
-        told = "made missing; column by column with --json"
-        table.add_row("missing code", f"{len(coded)} columns", f"{cells:,}", told)
+        kinds.setdefault(finding["check"], []).append(finding)
+    for kind, found in kinds.items():
+        for finding in found[:SHOWN_OF_A_KIND]:
+            table.add_row(kind, finding["where"], f"{finding['count']:,}", finding["message"])
+        more = len(found) - SHOWN_OF_A_KIND
+        if more > 0:
+            table.add_row(kind, f"… and {more:,} more", "", "all with --json")
     return table

@@ -71,6 +71,14 @@ def test_check_reports_and_writes_nothing(ward: Path) -> None:
     assert sorted(ward.parent.iterdir()) == before
 
 
+def test_check_lists_ten_findings_of_a_kind(ward: Path) -> None:
+    history = ", ".join(f"h{i:02}: [X{i:02}]" for i in range(13))
+    ward.write_text(CONFIG.replace("features:\n", f"features:\n  history: {{{history}}}\n"))
+    said = ehr_sn(ward.parent, "check", "ward.yaml").stdout
+    assert [f"history.h{i:02}" in said for i in range(13)] == [True] * 10 + [False] * 3
+    assert "… and 3 more" in said
+
+
 def test_check_gives_machines_json(ward: Path) -> None:
     report = json.loads(ehr_sn(ward.parent, "check", "ward.yaml", "--json").stdout)
     assert report["labels"]["diabetes"]["positive"] == 80

@@ -21,6 +21,7 @@ MADE_MISSING = "value made missing"
 LARGEST = 1e18  # beyond it no measurement lies, and a slope per year may leave float32
 NO_TIME = "does not parse as a time between the years 1 and 9999"
 
+_TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")  # no text that a format could describe
 _SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
 
@@ -95,7 +96,7 @@ def as_time(
         since = f"TRY_CAST({written} AS DOUBLE) * {_SECONDS[clock.unit]}e6"
         origin = f"TIMESTAMP {literal(clock.origin.isoformat(sep=' '))}"
         time = f"TRY({origin} + to_microseconds(CAST({since} AS BIGINT)))"
-    elif clock.format is not None:
+    elif clock.format is not None and types.get(str(column)) not in _TIMES:
         time = f"try_strptime({written}::VARCHAR, {literal(clock.format)})::TIMESTAMP"
     elif types.get(str(column)) == "TIMESTAMP":
         time = written

@@ -220,7 +220,7 @@ def find_all(
 ) -> list[Finding]:
     """Every check, the most alarming first. Needs the tables `code_counts` and `code_sets`."""
     return [
-        *_repeated_codes(counts.codes),
+        *_repeated_codes(db, counts.codes),
         *_repeated_columns(counts.columns),
         *_quarantined(counts.quarantined, table_rows),
         *_absent_codes(db, config),
@@ -279,7 +279,11 @@ def _shared_moments(db: duckdb.DuckDBPyConnection, a: str, b: str) -> tuple[int,
     return equal, shared
 
 
-def _repeated_codes(counted: dict[tuple[str, str], tuple[int, int]]) -> list[Finding]:
+def _repeated_codes(
+    db: duckdb.DuckDBPyConnection, counted: dict[tuple[str, str], tuple[int, int]]
+) -> list[Finding]:
+    """Those of which the configuration names a code come first."""
+    used = {code for (code,) in db.execute("SELECT DISTINCT code FROM code_sets").fetchall()}
     return [
         Finding(
             "repeated code",
@@ -289,7 +293,9 @@ def _repeated_codes(counted: dict[tuple[str, str], tuple[int, int]]) -> list[Fin
             f"{a} and {b} hold the same value at {equal:,} of the {shared:,} moments that "
             "have both: one of them may be a copying error; use only the one you trust",
         )
-        for (a, b), (equal, shared) in counted.items()
+        for (a, b), (equal, shared) in sorted(
+            counted.items(), key=lambda pair: used.isdisjoint(pair[0])
+        )
         if equal >= REPEATS_FROM * shared
     ]
 

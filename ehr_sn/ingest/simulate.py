@@ -42,9 +42,12 @@ What is missing, and why, is the choice of `Simulation.missing`:
 Follow-up lasts five to seven years; a share `lost` of the subjects is lost, whatever their health,
 after U(0, 5) years, and diagnoses after that are not recorded.
 
-Tables: person, visit_occurrence, condition_occurrence, measurement, observation_period, concept
-(own ids from 2,000,000,001), and cohort, OMOP's with the statics age and male beside it, since
-ingest reads prediction times and statics from one table. `truth.parquet` has for each subject and
+Half of the lost have died. Drugs, procedures and observations have no bearing on anything.
+
+Tables: person, visit_occurrence, condition_occurrence, measurement, drug_exposure,
+procedure_occurrence, observation, death, observation_period, concept (own ids from 2,000,000,001),
+concept_ancestor (which puts diseases and quantities below the standard concepts `STANDARD`), and
+cohort, OMOP's with the statics age and male beside it. `truth.parquet` has for each subject and
 disease d
 
 - `true_d`: P(d) given all latent values
@@ -138,6 +141,38 @@ LABS = (
 )
 BACKGROUND = ("ankle_sprain", "sinusitis", "back_pain", "allergy")  # of no bearing on anything
 BACKGROUND_RATE = 0.15  # of each, per subject
+CARE = {
+    "drug": ("paracetamol", "antihistamine"),
+    "procedure": ("influenza_vaccination",),
+    "observation": ("smoking_history_taken",),
+}
+STANDARD = {  # the OMOP concepts above our own
+    "cardiovascular": (4185932, 381591),  # ischemic heart disease, cerebrovascular disease
+    "fatty_liver": (4059290,),
+    "hypertension": (316866,),
+    "heart_failure": (316139,),
+    "diabetes": (201820,),
+    "systolic_bp": (3004249,),
+    "diastolic_bp": (3012888,),
+    "heart_rate": (3027018,),
+    "bmi": (3038553,),
+    "hba1c": (3004410,),
+    "glucose": (3004501,),
+    "triglycerides": (3022192,),
+    "hdl": (3007070,),
+    "ldl": (3028437,),
+    "cholesterol": (3027114,),
+    "alt": (3006923,),
+    "ast": (3013721,),
+    "ggt": (3026910,),
+    "albumin": (3024561,),
+    "platelets": (3024929,),
+    "creatinine": (3016723,),
+    "egfr": (3049187,),
+    "bnp": (3031569,),
+    "hemoglobin": (3000963,),
+    "uric_acid": (3037556,),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +246,12 @@ def simulate(
                 for name, schema in _schemas().items()
             }
             writers["concept"].write(_concepts(simulation))
+            writers["concept_ancestor"].write(_ancestors(simulation))
             for chunk, first in enumerate(range(0, simulation.subjects, CHUNK_SUBJECTS)):
                 subjects = min(CHUNK_SUBJECTS, simulation.subjects - first)
                 rng = np.random.default_rng([simulation.seed, chunk])
-                for name, columns in _chunk(simulation, rng, subjects, writers):
+                own = np.random.default_rng([simulation.seed, chunk, 1])
+                for name, columns in _chunk(simulation, rng, own, subjects, writers):
                     writers[name].write(columns)
                 progress(subjects)
         built.rename(folder)
@@ -342,9 +379,16 @@ def _draw_measured(
 
 
 def _chunk(
-    simulation: Simulation, rng: np.random.Generator, n: int, writers: dict[str, "_Writer"]
+    simulation: Simulation,
+    rng: np.random.Generator,
+    care: np.random.Generator,
+    n: int,
+    writers: dict[str, "_Writer"],
 ) -> Iterator[tuple[str, _Columns]]:
-    """The rows of one chunk for each table. Ids go on where the rows written so far end."""
+    """The rows of one chunk for each table. Ids go on where the rows written so far end.
+
+    What means nothing is drawn from `care`, so that all else stays as it is without.
+    """
     subjects = _Subjects.draw(rng, n, writers["person"].rows, simulation.lost)
     visits = _Visits.draw(simulation, rng, subjects)
     visit_id = 1 + writers["visit_occurrence"].rows + np.arange(len(visits.subject))
@@ -389,6 +433,10 @@ def _chunk(
         },
     )
     yield "condition_occurrence", _conditions(rng, subjects)
+    yield "drug_exposure", _care(care, subjects, "drug", "drug_exposure_start")
+    yield "procedure_occurrence", _care(care, subjects, "procedure", "procedure")
+    yield "observation", _care(care, subjects, "observation", "observation")
+    yield "death", _deaths(care, subjects)
     yield "truth", _truth(simulation, subjects, visits)
 
 
@@ -424,18 +472,45 @@ def _visit_rows(person_id: np.ndarray, started: np.ndarray, visit_id: np.ndarray
 
 def _conditions(rng: np.random.Generator, subjects: _Subjects) -> _Columns:
     """The five diseases from the day of onset, and conditions that mean nothing at any time."""
-    n = len(subjects.index)
-    end = subjects.end[:, None]
-    day = rng.integers(-DAYS_BEFORE, end + 1, (n, len(BACKGROUND)))
-    day = np.where(rng.random(day.shape) < BACKGROUND_RATE, day, end + 1)
-    day = np.concatenate([subjects.onset, day], axis=1)
-    subject, code = np.nonzero(day <= end)
+    day = np.concatenate([subjects.onset, _any_days(rng, subjects, len(BACKGROUND))], axis=1)
+    subject, code = np.nonzero(day <= subjects.end[:, None])
     started = (subjects.index[subject] + day[subject, code]) * 1440
     return _timed("condition_start", started) | {
         "person_id": subjects.person_id[subject],
         "condition_concept_id": _concept_ids("condition", code),
         "condition_type_concept_id": _FROM_EHR,
         "condition_source_value": _chosen([*(d.name for d in DISEASES), *BACKGROUND], code),
+    }
+
+
+def _any_days(rng: np.random.Generator, subjects: _Subjects, kinds: int) -> np.ndarray:
+    """Days after the index date, (n, kinds), on which something happens; or after follow-up."""
+    end = subjects.end[:, None]
+    day = rng.integers(-DAYS_BEFORE, end + 1, (len(subjects.index), kinds))
+    return np.where(rng.random(day.shape) < BACKGROUND_RATE, day, end + 1)
+
+
+def _care(rng: np.random.Generator, subjects: _Subjects, kind: str, event: str) -> _Columns:
+    """What means nothing at any time. With dates alone."""
+    day = _any_days(rng, subjects, len(CARE[kind]))
+    subject, code = np.nonzero(day <= subjects.end[:, None])
+    date = _dates(subjects.index[subject] + day[subject, code])
+    return {
+        "person_id": subjects.person_id[subject],
+        f"{kind}_concept_id": _concept_ids(kind, code),
+        f"{event}_date": date,
+        f"{kind}_type_concept_id": _FROM_EHR,
+        f"{kind}_source_value": _chosen(list(CARE[kind]), code),
+    } | ({"drug_exposure_end_date": date} if kind == "drug" else {})
+
+
+def _deaths(rng: np.random.Generator, subjects: _Subjects) -> _Columns:
+    """Half of those who were lost have died on that day."""
+    lost = (subjects.end < DAYS_AFTER) & (rng.random(len(subjects.end)) < 0.5)
+    return {
+        "person_id": subjects.person_id[lost],
+        "death_date": _dates((subjects.index + subjects.end)[lost]),
+        "death_type_concept_id": _FROM_EHR,
     }
 
 
@@ -530,7 +605,14 @@ def _chosen(names: list[str], index: np.ndarray) -> pa.Array:
     return pa.array(names).take(pa.array(index))
 
 
-_KINDS = {"condition": 1, "unit": 501, "measurement": 1_001}
+_KINDS = {
+    "condition": 1,
+    "unit": 501,
+    "measurement": 1_001,
+    "drug": 20_001,
+    "procedure": 21_001,
+    "observation": 22_001,
+}
 
 
 def _concept_ids(kind: str, index: Any) -> Any:
@@ -546,18 +628,39 @@ def _unit_ids(labs: tuple[Lab, ...]) -> np.ndarray:
     return np.array([_concept_ids("unit", units.index(lab.unit)) for lab in labs])
 
 
-def _concepts(simulation: Simulation) -> _Columns:
+def _own_concepts(simulation: Simulation) -> list[tuple[int, str, str]]:
+    """Id, name and domain of each."""
     names = {
         "condition": [*(disease.name for disease in DISEASES), *BACKGROUND],
         "unit": _units(simulation.labs),
         "measurement": [lab.name for lab in simulation.labs],
+        **CARE,
     }
-    rows = [
+    return [
         (_concept_ids(kind, i), name, kind.capitalize())
         for kind, named in names.items()
         for i, name in enumerate(named)
     ]
-    ids, listed, domains = zip(*rows, strict=True)
+
+
+def _ancestors(simulation: Simulation) -> _Columns:
+    """Each concept below itself and, where it has any, below its standard concepts."""
+    pairs = [
+        (above, concept, int(above != concept))
+        for concept, name, _ in _own_concepts(simulation)
+        for above in (concept, *STANDARD.get(name, ()))
+    ]
+    ancestors, descendants, levels = zip(*pairs, strict=True)
+    return {
+        "ancestor_concept_id": ancestors,
+        "descendant_concept_id": descendants,
+        "min_levels_of_separation": levels,
+        "max_levels_of_separation": levels,
+    }
+
+
+def _concepts(simulation: Simulation) -> _Columns:
+    ids, listed, domains = zip(*_own_concepts(simulation), strict=True)
     return {
         "concept_id": ids,
         "concept_name": listed,
@@ -627,6 +730,25 @@ _OMOP = {
         visit_occurrence_id visit_detail_id measurement_source_value measurement_source_concept_id
         unit_source_value unit_source_concept_id value_source_value measurement_event_id
         meas_event_field_concept_id""",
+    "drug_exposure": """drug_exposure_id person_id drug_concept_id drug_exposure_start_date
+        drug_exposure_start_datetime drug_exposure_end_date drug_exposure_end_datetime
+        verbatim_end_date drug_type_concept_id stop_reason refills quantity days_supply sig
+        route_concept_id lot_number provider_id visit_occurrence_id visit_detail_id
+        drug_source_value drug_source_concept_id route_source_value dose_unit_source_value""",
+    "procedure_occurrence": """procedure_occurrence_id person_id procedure_concept_id
+        procedure_date procedure_datetime procedure_end_date procedure_end_datetime
+        procedure_type_concept_id modifier_concept_id quantity provider_id visit_occurrence_id
+        visit_detail_id procedure_source_value procedure_source_concept_id modifier_source_value""",
+    "observation": """observation_id person_id observation_concept_id observation_date
+        observation_datetime observation_type_concept_id value_as_number value_as_string
+        value_as_concept_id qualifier_concept_id unit_concept_id provider_id visit_occurrence_id
+        visit_detail_id observation_source_value observation_source_concept_id unit_source_value
+        qualifier_source_value value_source_value observation_event_id
+        obs_event_field_concept_id""",
+    "death": """person_id death_date death_datetime death_type_concept_id cause_concept_id
+        cause_source_value cause_source_concept_id""",
+    "concept_ancestor": """ancestor_concept_id descendant_concept_id min_levels_of_separation
+        max_levels_of_separation""",
     "concept": """concept_id concept_name domain_id vocabulary_id concept_class_id
         standard_concept concept_code valid_start_date valid_end_date invalid_reason""",
     "cohort": "cohort_definition_id subject_id cohort_start_date cohort_end_date age male",
@@ -641,8 +763,11 @@ _TEXT = (
     "concept_code",
     "concept_name",
     "invalid_reason",
+    "sig",
+    "lot_number",
+    "value_as_string",
 )
-_NUMBER = ("value_as_number", "range_low", "range_high", "age")
+_NUMBER = ("value_as_number", "range_low", "range_high", "age", "quantity")
 
 
 def _schemas() -> dict[str, pa.Schema]:

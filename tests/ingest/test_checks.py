@@ -46,6 +46,14 @@ def test_a_code_that_repeats_another_is_found(findings):
     assert "use only the one you trust" in found[3]
 
 
+def test_repeated_codes_that_the_configuration_names_come_first(findings):
+    values = np.random.default_rng(0).normal(100, 9, (2, 200)).round(1)
+    copies = [labs(200, test=code, x=values[0]) for code in ("a", "b")]
+    copies += [labs(200, test=code, x=values[1]) for code in ("hdl", "z")]
+    found = findings("repeated code", {"labs": pd.concat(copies)})
+    assert [where for where, *_ in found] == ["hdl, z", "a, b"]
+
+
 def test_what_went_to_quarantine_is_counted_by_reason(findings):
     bad = [labs(3, test="sbp", x="high"), labs(4, test="sbp", x=1e4), labs(5, test=None, x=120)]
     found = findings("quarantine", {"labs": pd.concat(bad)})

@@ -366,19 +366,24 @@ def test_what_is_no_time_is_set_aside(staged, written):
     assert found.quarantine() == [("patients", 2, f"prediction time {NO_TIME}")]
 
 
+TYPED_TIMES = (
+    pd.to_datetime(["2020-04-10"]),
+    pd.to_datetime(["2020-04-10T02:00+02:00"]),
+    pd.to_datetime(["2020-04-10"]).as_unit("ns"),
+    pd.to_datetime(["2020-04-10"]).as_unit("s"),
+    pd.Series([date(2020, 4, 10)]),
+)
+ISO = (pd.Series(["2020-04-10"]), pd.Categorical(["2020-04-10"]))
+
+
 @pytest.mark.parametrize(
-    "times",
+    ("times", "clock"),
     [
-        pd.to_datetime(["2020-04-10"]),
-        pd.to_datetime(["2020-04-10T02:00+02:00"]),
-        pd.to_datetime(["2020-04-10"]).as_unit("ns"),
-        pd.to_datetime(["2020-04-10"]).as_unit("s"),
-        pd.Series([date(2020, 4, 10)]),
-        pd.Series(["2020-04-10"]),
-        pd.Categorical(["2020-04-10"]),
+        *((times, {}) for times in (*TYPED_TIMES, *ISO)),
+        *((times, {"format": "%d.%m.%Y"}) for times in TYPED_TIMES),  # it is asked of text alone
     ],
 )
-def test_typed_times_need_no_format(hospital, stage, times):
+def test_typed_times_need_no_format(hospital, stage, times, clock):
     hospital.write(
         ".parquet",
         patients=pd.DataFrame({"id": [1], "index": times, "end": times, "age": 50}),
@@ -386,7 +391,7 @@ def test_typed_times_need_no_format(hospital, stage, times):
         diagnoses=pd.DataFrame({"id": [1], "day": times, "icd": "E11"}),
     )
     tables = {name: {"path": f"{name}.parquet"} for name in ("patients", "labs", "diagnoses")}
-    found = stage(hospital.config(tables=tables, clock={"unit": "timestamp"}))
+    found = stage(hospital.config(tables=tables, clock={"unit": "timestamp", **clock}))
     assert kept(found, "time::VARCHAR") == [("2020-04-10 00:00:00",)]
     assert found.quarantine() == []
 

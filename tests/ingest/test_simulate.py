@@ -18,7 +18,14 @@ from ehr_sn.cli import main
 from ehr_sn.config import load_config
 from ehr_sn.errors import ConfigError, DataError
 from ehr_sn.evaluate.statistics import paired_delong
-from ehr_sn.ingest.simulate import CHUNK_SUBJECTS, DISEASES, FIRST_CONCEPT, Simulation, simulate
+from ehr_sn.ingest.simulate import (
+    CHUNK_SUBJECTS,
+    DISEASES,
+    FIRST_CONCEPT,
+    STANDARD,
+    Simulation,
+    simulate,
+)
 from ehr_sn.ingest.store import Store, check, ingest
 
 CONFIG = Path(__file__).parents[2] / "configs" / "simulated.yaml"
@@ -29,6 +36,10 @@ KEYS = {
     "visit_occurrence": "visit_occurrence_id",
     "condition_occurrence": "condition_occurrence_id",
     "measurement": "measurement_id",
+    "drug_exposure": "drug_exposure_id",
+    "procedure_occurrence": "procedure_occurrence_id",
+    "observation": "observation_id",
+    "death": "person_id",
     "concept": "concept_id",
     "cohort": "subject_id",
 }
@@ -73,7 +84,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path, file_
         for name, seed in (("one", 1), ("again", 1), ("other", 2))
     )
     assert one == again
-    assert {name for name in one if one[name] == other[name]} == {f"concept.{file_format}"}
+    concepts = {f"{name}.{file_format}" for name in ("concept", "concept_ancestor")}
+    assert {name for name in one if one[name] == other[name]} == concepts
 
 
 def test_the_first_whole_chunk_does_not_depend_on_how_many_follow(tmp_path):
@@ -106,7 +118,7 @@ def test_csv_says_what_parquet_says(tmp_path):
 
 def test_tables_have_omop_columns_and_types(tables):
     made = tables(subjects=500)
-    assert set(made) == {*KEYS, "truth"}
+    assert set(made) == {*KEYS, "concept_ancestor", "truth"}
     columns = {name: len(made[name].columns) for name in KEYS}
     # As in the CDM 5.4 field list; its cohort has four, ours age and male beside them.
     assert columns == {
@@ -115,6 +127,10 @@ def test_tables_have_omop_columns_and_types(tables):
         "visit_occurrence": 17,
         "condition_occurrence": 16,
         "measurement": 23,
+        "drug_exposure": 23,
+        "procedure_occurrence": 16,
+        "observation": 21,
+        "death": 7,
         "concept": 10,
         "cohort": 4 + 2,
     }
@@ -164,6 +180,10 @@ def test_everything_lies_within_the_observation_period(tables):
         ("visit_occurrence", "visit_start_date"),
         ("measurement", "measurement_date"),
         ("condition_occurrence", "condition_start_date"),
+        ("drug_exposure", "drug_exposure_start_date"),
+        ("procedure_occurrence", "procedure_date"),
+        ("observation", "observation_date"),
+        ("death", "death_date"),
     ):
         own = period.loc[made[name].person_id]
         day = pd.to_datetime(made[name][column]).to_numpy()
@@ -194,6 +214,23 @@ def test_a_diagnosis_is_recorded_if_it_comes_within_follow_up(tables):
         truth = made["truth"].set_index("person_id")[f"outcome_{name}"]
         assert recorded <= set(truth[truth].index)
         assert set(truth[truth & ~lost].index) <= recorded
+
+
+def test_half_of_the_lost_have_died_when_follow_up_ends(tables):
+    made = tables(subjects=2_000, codes=1, lost=0.3)
+    end = made["cohort"].set_index("subject_id").cohort_end_date
+    died = made["death"].set_index("person_id").death_date
+    assert len(died) == pytest.approx(0.15 * 2_000, abs=60)
+    assert (died == end[died.index]).all()
+
+
+def test_each_concept_is_below_itself_and_below_its_standard_ones(tables):
+    made = tables(subjects=500)
+    above = made["concept_ancestor"].groupby("descendant_concept_id").ancestor_concept_id.agg(set)
+    names = made["concept"].set_index("concept_id").concept_name
+    assert set(above.index) == set(names.index)
+    for concept, ancestors in above.items():
+        assert ancestors == {concept, *STANDARD.get(names[concept], ())}
 
 
 def share(tables, **knobs):
