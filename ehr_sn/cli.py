@@ -23,6 +23,7 @@ from ehr_sn.evaluate.table import all_methods, explain, headline, plain_table
 from ehr_sn.ingest import simulate as simulation
 from ehr_sn.ingest import store as stores
 from ehr_sn.ingest.fetch import CDC, TABLES, fetch_nhanes
+from ehr_sn.ingest.meds import SUBJECT_IDS, export_meds
 
 app = typer.Typer(
     help="Predict disease from incomplete EHR tables, and see which way of handling missing "
@@ -192,6 +193,28 @@ def check(
 
 
 @app.command()
+def export(
+    config: ConfigFile,
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="Where it goes: a new or an empty folder.")
+    ],
+    file_format: Annotated[Literal["meds"], typer.Option("--format", help="Of what is written.")],
+    data: Data = None,
+) -> None:
+    """Write CONFIG's events, labels and splits for other tools: MEDS (Medical Event Data Standard).
+
+    Subjects that are no whole numbers get numbers, listed in metadata/subject_ids.parquet.
+    """
+    loaded = load_config(config)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err) as bar:
+        task = bar.add_task("Shards", total=None)
+        export_meds(loaded, to, lambda done, of: bar.update(task, completed=done, total=of))
+    if (to / SUBJECT_IDS).exists():
+        err.print(f"Subjects have got numbers; which is whom: {to / SUBJECT_IDS}", soft_wrap=True)
+    out.print(to, soft_wrap=True)
+
+
+@app.command()
 def fetch(
     dataset: Annotated[Literal["nhanes"], typer.Argument(help="The public data set.")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where its files go.")],
@@ -264,7 +287,8 @@ def simulate(
 ) -> None:
     """Write OMOP tables of made-up patients to DIR, and truth.parquet with their true risks.
 
-    Ingest them as configs/simulated.yaml does; ehr_sn/ingest/simulate.py describes the process.
+    Ingest them as configs/simulated.yaml or configs/omop.yaml does; ehr_sn/ingest/simulate.py
+    describes the process.
     """
     wanted = simulation.Simulation(
         subjects=subjects,

@@ -79,6 +79,16 @@ def test_check_lists_ten_findings_of_a_kind(ward: Path) -> None:
     assert "… and 3 more" in said
 
 
+def test_export_writes_meds_once(ward: Path) -> None:
+    done = ehr_sn(ward.parent, "export", "ward.yaml", "--to", "meds", "--format", "meds")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "meds"
+    assert (ward.parent / "meds" / "metadata" / "dataset.json").exists()
+    again = ehr_sn(ward.parent, "export", "ward.yaml", "--to", "meds", "--format", "meds")
+    assert again.returncode == 1
+    assert "Error: meds: exists and is not empty" in again.stderr
+
+
 def test_check_gives_machines_json(ward: Path) -> None:
     report = json.loads(ehr_sn(ward.parent, "check", "ward.yaml", "--json").stdout)
     assert report["labels"]["diabetes"]["positive"] == 80

@@ -143,7 +143,8 @@ def require_some_number(db: duckdb.DuckDBPyConnection, where: str, table: str, c
     ).fetchall()[0]
     message = (
         f"{where}: column {column!r} of table {table} holds text in all of its $given "
-        "filled rows, where numbers belong: is it the right column?"
+        "filled rows, where numbers belong: is it the right column? Decimal commas need "
+        '`decimal: ","`'
     )
     counts = {"given": given, "numbers": numbers}
     require(db, [Requirement(message, counts, needed=("numbers",), unless_none="given")])

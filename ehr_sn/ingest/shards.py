@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -66,10 +66,14 @@ CODE_TABLES = ("code_counts", "code_sets")  # that the checks need of every shar
 
 @dataclass(frozen=True)
 class Work:
-    """The folder in which a store is made. With `writes` false, only counts are."""
+    """The folder in which a store is made. With `writes` false, only counts are.
+
+    `also` is called once for each shard when its cohort, events, labels and splits are staged.
+    """
 
     folder: Path
     writes: bool = True
+    also: Callable[[duckdb.DuckDBPyConnection, int], None] | None = None
 
     @property
     def store(self) -> Path:
@@ -213,6 +217,8 @@ def _build(
     db.execute("DROP SCHEMA source CASCADE")
     attrition = stage_labels(db, config)
     stage_splits(db, config)
+    if work.also:
+        work.also(db, shard)
     features = list_features(config)
     if shard:
         first = json.loads(work.counted(0).read_text())["suspects"]

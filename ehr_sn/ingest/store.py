@@ -43,10 +43,15 @@ CENSORING = (
 ABANDONED = 24 * 3600  # seconds after which another ingest's unfinished work is cleared away
 
 
-def check(config: Config, shard_rows: int | None = None) -> dict[str, Any]:
+def check(
+    config: Config,
+    shard_rows: int | None = None,
+    also: Callable[[duckdb.DuckDBPyConnection, int], None] | None = None,
+) -> dict[str, Any]:
     """Read and check everything that ingest would, and write nothing.
 
-    Returns what the store's manifest would say.
+    Returns what the store's manifest would say. `also` is called with DuckDB and the shard's
+    number for each shard, when its cohort, events, labels and splits are staged.
     """
     with (
         tempfile.TemporaryDirectory(prefix="ehr-sn-") as folder,
@@ -54,7 +59,7 @@ def check(config: Config, shard_rows: int | None = None) -> dict[str, Any]:
         fetched(config, Path(folder)) as config,
     ):
         sources = describe_sources(config)
-        work = Work(Path(folder), writes=False)
+        work = Work(Path(folder), writes=False, also=also)
         prepare(config, work, shard_rows)
         build_in_threads(config, work)
         return _manifest(config, sources, work)

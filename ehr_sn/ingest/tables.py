@@ -31,7 +31,8 @@ from ehr_sn.ingest.sql import literals as literals
 XPT_ROWS = 100_000  # read at a time
 XPT_RECORD = 80  # bytes, of which every XPORT file is made
 
-_NOT_UTF8 = "the file is not UTF-8 text: save it as UTF-8"
+_DELIMITERS = (";", "\t", "|", ",")  # that a header may have where another is configured
+_NOT_UTF8 = "the file is not UTF-8 text: save it so, or name its `encoding`, such as cp1252"
 _DAMAGED = "the file is damaged, cut off, or not what its name says"
 _UNFIT = (
     "DuckDB stops at a value that the SQL cannot take, and says which, so its message is left out: "
@@ -572,6 +573,10 @@ def _header(path: Path, delimiter: str, where: str) -> list[str]:
         raise DataError(f"{where}: {_DAMAGED}") from None
     if not header:
         raise DataError(f"{where}: the file is empty, or its first line is")
+    if len(header) == 1 and (sign := next((s for s in _DELIMITERS if s in header[0]), None)):
+        raise DataError(
+            f"{where}: line 1 is one cell, with {sign!r} in it: is that the `delimiter`?"
+        )
     return [name.strip() for name in header]
 
 
