@@ -36,7 +36,7 @@ _NOT_UTF8 = "the file is not UTF-8 text: save it so, or name its `encoding`, suc
 _DAMAGED = "the file is damaged, cut off, or not what its name says"
 _UNFIT = (
     "DuckDB stops at a value that the SQL cannot take, and says which, so its message is left out: "
-    "write TRY_CAST where not every value can be converted"
+    "write TRY_CAST, or try_strptime, where not every value can be converted"
 )
 
 
