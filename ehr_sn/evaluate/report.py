@@ -159,9 +159,11 @@ class Report:
         results, ranking = self.recorded.results, rank_methods(self.recorded.results)
         won, rows = records(results), []
         ranks = dict(zip(ranking.methods, ranking.mean_ranks, strict=True)) if ranking else {}
-        for method, scaler in dict.fromkeys((r["method"], r["scaler"]) for r in results):
-            name = name_of(method, scaler)
-            cells = [r for r in results if (r["method"], r["scaler"]) == (method, scaler)]
+        cells_of: dict[str, list[dict[str, Any]]] = {}
+        for r in results:
+            name = name_of(r["method"], r["scaler"], r["architecture"])
+            cells_of.setdefault(name, []).append(r)
+        for name, cells in cells_of.items():
             deltas = [r["delta_auroc"] for r in cells if r["delta_auroc"] is not None]
             better, worse = verdict.established(cells)
             rows.append(
@@ -175,7 +177,7 @@ class Report:
                     "worse": len(worse),
                 }
             )
-        return sorted(rows, key=lambda row: row["rank"] or -row["auroc"])
+        return sorted(rows, key=lambda row: -row["auroc"])
 
     @cached_property
     def biases(self) -> dict[str, dict[str, SparsityBias]]:
@@ -183,7 +185,7 @@ class Report:
         observed = (~np.isnan(self.store.values())).sum(axis=1)
         return {
             disease: {
-                name_of(*comparison[:2]): sparsity_bias(
+                name_of(*comparison): sparsity_bias(
                     [
                         (part.y, part.ensemble, observed[rows])
                         for part, rows in zip(splits[disease], self._rows[disease], strict=True)
@@ -204,7 +206,7 @@ class Report:
         found: dict[str, list[dict[str, Shift]]] = {}
         for disease in self.store.diseases:
             curves = {
-                name_of(*c[:2]): self.recorded.curves(run_of[(disease, *c)], "shift_")
+                name_of(*c): self.recorded.curves(run_of[(disease, *c)], "shift_")
                 for c in self.shown
             }
             known = {name: curve for name, curve in curves.items() if curve}
@@ -266,7 +268,9 @@ class Report:
                 curve = self.recorded.curves(r["run_id"], "learning_curve_auroc")
                 for steps in curve.values():
                     line = ([s / 100 for s in sorted(steps)], [steps[s] for s in sorted(steps)])
-                    found.setdefault(r["disease"], {})[name_of(r["method"], r["scaler"])] = line
+                    found.setdefault(r["disease"], {})[
+                        name_of(r["method"], r["scaler"], r["architecture"])
+                    ] = line
         return found
 
     @cached_property

@@ -24,7 +24,7 @@ from ehr_sn.evaluate.statistics import (
     paired_delong,
     win_tie_loss,
 )
-from ehr_sn.models.train import HeldOut
+from ehr_sn.models.train import NOTHING, HeldOut
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,16 @@ def evaluate(
     return [replace(r, p_holm=float(p)) for r, p in zip(results, corrected, strict=True)]
 
 
-def name_of(method: str, scaler: str) -> str:
-    """A method as ranks and figures call it.
+def name_of(method: str, scaler: str, architecture: str) -> str:
+    """A method, or a baseline, as ranks and figures call it.
 
-    >>> name_of("sparsity_normalization+mask", "minmax")
+    >>> name_of("sparsity_normalization+mask", "minmax", "mlp")
     'SN+mask · minmax'
+    >>> name_of("none", "none", "logistic_regression")
+    'logistic_regression'
     """
+    if method == NOTHING:
+        return architecture
     short = method.replace("sparsity_normalization", "SN")
     return short if scaler == "standard" else f"{short} · {scaler}"
 
@@ -152,12 +156,14 @@ def rank_methods(results: Sequence[Mapping[str, Any]]) -> Friedman | None:
     """Rank methods (with their scalers) over diseases and architectures; None for too few.
 
     `results` are flat dicts with disease, architecture, method, scaler and auroc_ensemble, as
-    `tracking` gives them. Cells that lack a method are left out.
+    `tracking` gives them. Cells that lack a method are left out, and so are baselines, which have
+    no architecture in common with the methods.
     """
     table: dict[tuple[str, str], dict[str, float]] = {}
     for r in results:
-        cell = table.setdefault((r["disease"], r["architecture"]), {})
-        cell[name_of(r["method"], r["scaler"])] = r["auroc_ensemble"]
+        if r["method"] != NOTHING:
+            cell = table.setdefault((r["disease"], r["architecture"]), {})
+            cell[name_of(r["method"], r["scaler"], r["architecture"])] = r["auroc_ensemble"]
     methods = list(dict.fromkeys(name for cell in table.values() for name in cell))
     whole = [[cell[m] for m in methods] for cell in table.values() if len(cell) == len(methods)]
     return friedman(whole, methods) if min(len(whole), len(methods)) >= 2 else None
@@ -174,7 +180,8 @@ def records(results: Sequence[Mapping[str, Any]]) -> dict[str, WinTieLoss]:
             low, high = (
                 np.nan if r[k] is None else r[k] for k in ("delta_ci_low", "delta_ci_high")
             )
-            intervals.setdefault(name_of(r["method"], r["scaler"]), []).append((low, high))
+            name = name_of(r["method"], r["scaler"], r["architecture"])
+            intervals.setdefault(name, []).append((low, high))
     return {name: win_tie_loss(known) for name, known in intervals.items()}
 
 

@@ -88,7 +88,7 @@ def on_sparsity_normalization(results: Results) -> list[str]:
         ]
         if not cells:
             continue
-        record = records(cells)[name_of(SN, scaler)]
+        record = records(cells)[name_of(SN, scaler, "")]
         better, worse = established(cells)
         if better or worse:
             outcome = "; ".join(
@@ -154,7 +154,8 @@ def on_leaks(audits: Sequence[LeakAudit]) -> list[str]:
 
 def _name(comparison: Comparison) -> str:
     method, scaler, architecture = comparison
-    return f"{name_of(method, scaler)} ({architecture})"
+    name = name_of(method, scaler, architecture)
+    return name if name == architecture else f"{name} ({architecture})"
 
 
 def _cell(result: Mapping[str, Any]) -> str:
