@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ehr_sn.evaluate.results import evaluate
+from ehr_sn.evaluate.results import evaluate, rank_methods
 from ehr_sn.models.train import HeldOut
 
 
@@ -34,3 +34,15 @@ def test_a_bootstrap_interval_stands_beside_delongs():
     metrics = evaluate(predictions, predictions)[0].as_metrics()
     assert metrics["delta_bootstrap_ci_low"] == metrics["delta_ci_low"] == 0
     assert metrics["test_auroc_seed_std"] > 0
+
+
+def test_baselines_stand_beside_the_ranks_of_methods_and_hinder_none():
+    def cell(disease, method, architecture, auroc):
+        scaler = "none" if method == "none" else "standard"
+        named = {"disease": disease, "architecture": architecture}
+        return named | {"method": method, "scaler": scaler, "auroc_ensemble": auroc}
+
+    diseases = ["diabetes", "stroke", "cancer"]
+    methods = [cell(d, m, "mlp", a) for d in diseases for m, a in (("zero", 0.70), ("knn", 0.75))]
+    ranking = rank_methods(methods + [cell(d, "none", "trees", 0.9) for d in diseases])
+    assert dict(zip(ranking.methods, ranking.mean_ranks, strict=True)) == {"zero": 2, "knn": 1}
