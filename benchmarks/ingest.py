@@ -143,7 +143,8 @@ def measured(contender: Callable, tables: Path, out: Path, cores: int) -> dict:
         except psutil.NoSuchProcess:
             continue
     try:
-        seconds, content = receive.recv()
+        seconds = receive.recv()
+        content = receive.recv()  # which takes memory of its own, after the peak was taken
     except EOFError:
         raise SystemExit(f"{contender.__name__} failed: see above") from None
     finally:
@@ -159,7 +160,8 @@ def _run(contender: Callable, tables: Path, out: Path, cores: int, send) -> None
     begun = time.perf_counter()
     done = work()
     seconds = time.perf_counter() - begun
-    send.send((seconds, summary(done)))
+    send.send(seconds)
+    send.send(summary(done))
 
 
 # Each contender imports what it needs, and returns the work to time and a summary of its outcome.
