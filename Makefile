@@ -11,7 +11,7 @@ help:
 	@echo "make ui     open the MLflow UI on the recorded runs"
 	@echo "make lint   ruff format and rules, mypy"
 	@echo "make bench  the benchmarks, with their ratios"
-	@echo "make clean  remove .venv, data/ and everything in mlruns/"
+	@echo "make clean  remove .venv, data/, reports/ and everything in mlruns/"
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
@@ -38,4 +38,4 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/ingest.py
 
 clean:
-	rm -rf .venv data mlruns/*
+	rm -rf .venv data reports mlruns/*
