@@ -29,11 +29,11 @@ def stage_eligible(
         Nobody is left.
     """
     rules = _rules(db, config, row_id)
-    verdicts = "".join(f", ({sql})::BOOLEAN AS {identifier(name)}" for name, sql in rules.items())
+    verdicts = "".join(f", ({sql})::BOOLEAN AS {_verdict(name)}" for name, sql in rules.items())
     db.execute(f"CREATE TABLE ruled AS SELECT * {verdicts} FROM joined")
     kept = "TRUE"
     for name in rules:
-        verdict = identifier(name)
+        verdict = _verdict(name)
         rows, subjects, excluded, unknown = db.execute(
             f"""SELECT count(*) FILTER ({verdict}),
                 count(DISTINCT subject_id) FILTER ({verdict}), count(*) FILTER (NOT {verdict}),
@@ -74,6 +74,10 @@ def entry(
         "excluded": excluded,
         "unknown": unknown,
     }
+
+
+def _verdict(rule: str) -> str:
+    return identifier(f"keeps {rule}")  # with a blank, no table's column is called so
 
 
 def days(length: float) -> str:
