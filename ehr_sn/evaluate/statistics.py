@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Self, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2, f, norm, rankdata, studentized_range
 
 from ehr_sn.evaluate.metrics import Array, checked, class_sizes
@@ -250,8 +250,7 @@ def paired_bootstrap(
     per_block = max(1, BLOCK // (m + k))
     for start in range(0, draws, per_block):
         size = min(per_block, draws - start)
-        of_positives = rng.multinomial(m, np.full(m, 1 / m), size)
-        of_negatives = rng.multinomial(k, np.full(k, 1 / k), size)
+        of_positives, of_negatives = _resampled(rng, m, size), _resampled(rng, k, size)
         areas = []
         for order, left, right in ranked:
             beaten = np.zeros((size, k + 1))
@@ -264,6 +263,12 @@ def paired_bootstrap(
     return PairedBootstrap(
         float(area[0] - area[1]), float(low), float(high), n=m + k, n_positive=m, draws=draws
     )
+
+
+def _resampled(rng: np.random.Generator, n: int, draws: int) -> NDArray[np.intp]:
+    """(draws, n): how often each of n subjects is in a sample of n of them, with replacement."""
+    drawn = rng.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
+    return np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n)
 
 
 def friedman(scores: ArrayLike, methods: Sequence[str]) -> Friedman:

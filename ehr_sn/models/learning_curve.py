@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ehr_sn.config import Config
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.predict import best_comparison
-from ehr_sn.models.train import REFERENCE, comparisons
+from ehr_sn.models.train import Comparison, reference_of
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
 
@@ -36,16 +36,14 @@ class FewerRows(Store):
         return dealt.astype(str)
 
 
-def compared(config: Config, store: Store) -> list[tuple[str, str, str]]:
-    """The best method by tuning rows, and the reference with its scaler and architecture."""
+def compared(config: Config, store: Store) -> list[Comparison]:
+    """The best method by tuning rows, and before it what that is compared with, if anything."""
     best = best_comparison(config, store)
-    reference = (REFERENCE, *best[1:])
-    return (
-        [best] if reference == best or reference not in comparisons(config) else [reference, best]
-    )
+    reference = reference_of(config, best)
+    return [best] if reference is None else [reference, best]
 
 
-def further_cells(config: Config, store: Store) -> list[tuple[float, tuple[str, str, str], int]]:
+def further_cells(config: Config, store: Store) -> list[tuple[float, Comparison, int]]:
     """(share, comparison, split) of the cells to train; those of all rows are trained already."""
     return [
         (share, comparison, split)
