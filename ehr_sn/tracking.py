@@ -40,6 +40,7 @@ from ehr_sn.ingest.store import Store
 from ehr_sn.models.learning_curve import SHARES, FewerRows, compared
 from ehr_sn.models.train import (
     Cell,
+    Comparison,
     HeldOut,
     TrainedCell,
     cell_path,
@@ -94,14 +95,14 @@ class Tracker:
     def is_finished(self) -> bool:
         return str(self.client.get_run(self.parent_id).info.status) == "FINISHED"
 
-    def finished_comparisons(self, store: Store) -> set[tuple[str, str, str]]:
+    def finished_comparisons(self, store: Store) -> set[Comparison]:
         """(method, scaler, architecture) of what has been recorded for every disease."""
         whole = ["FINISHED"] * len(store.diseases)
         recorded = self._recorded().items()
         return {key for key, runs in recorded if [run.info.status for run in runs] == whole}
 
-    def _recorded(self) -> dict[tuple[str, str, str], list[Run]]:
-        recorded: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    def _recorded(self) -> dict[Comparison, list[Run]]:
+        recorded: dict[Comparison, list[Run]] = defaultdict(list)
         for run in _children(self.client, self.experiment_id, self.parent_id):
             _, architecture, scaler, method = _key(run)
             recorded[method, scaler, architecture].append(run)

@@ -27,7 +27,7 @@ from ehr_sn.evaluate.statistics import AUROC, Z95, delong
 from ehr_sn.ingest.store import Store
 from ehr_sn.missing.amputate import Amputation, Mechanism
 from ehr_sn.models.predict import Predict, load_predictor
-from ehr_sn.models.train import Cell, HeldOut
+from ehr_sn.models.train import Cell, Comparison, HeldOut
 
 BINS = 5
 RATES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -281,7 +281,7 @@ class Diagnosis:
 def diagnose(
     config: Config,
     store: Store,
-    comparison: tuple[str, str, str],
+    comparison: Comparison,
     held_out: Mapping[str, Sequence[HeldOut]],
 ) -> dict[str, Diagnosis]:
     """Disease → the diagnosis of one (method, scaler, architecture), from its trained cells.

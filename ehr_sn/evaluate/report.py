@@ -58,7 +58,7 @@ from ehr_sn.evaluate.importance import (
 from ehr_sn.evaluate.plots import SMALLEST_GROUP, binned_calibration
 from ehr_sn.evaluate.results import name_of, rank_methods, records
 from ehr_sn.evaluate.table import SN
-from ehr_sn.evaluate.verdict import Comparison, words
+from ehr_sn.evaluate.verdict import words
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.predict import (
     NetworkPredictor,
@@ -66,7 +66,15 @@ from ehr_sn.models.predict import (
     load_predictor,
     read_tuning,
 )
-from ehr_sn.models.train import REFERENCE, Cell, HeldOut, cell_path, comparisons, read_cell
+from ehr_sn.models.train import (
+    REFERENCE,
+    Cell,
+    Comparison,
+    HeldOut,
+    cell_path,
+    comparisons,
+    read_cell,
+)
 
 SHOWN = 6
 """Methods in one figure at most: more lines cannot be told apart."""

@@ -10,10 +10,7 @@ import numpy as np
 from ehr_sn.evaluate.diagnostics import LeakAudit
 from ehr_sn.evaluate.results import name_of, rank_methods, records
 from ehr_sn.evaluate.table import ESTABLISHED, SN, Results
-from ehr_sn.models.train import REFERENCE
-
-Comparison = tuple[str, str, str]
-"""Method, scaler and architecture."""
+from ehr_sn.models.train import REFERENCE, Comparison
 
 HALF = 50
 """Percent of the entries lost, at which robustness is compared."""

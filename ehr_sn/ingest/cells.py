@@ -14,7 +14,8 @@ import duckdb
 from ehr_sn.config import Clock, Config, Range
 from ehr_sn.ingest.expressions import number
 from ehr_sn.ingest.requirements import REASONS, Requirement, require
-from ehr_sn.ingest.tables import count, identifier, literal, source
+from ehr_sn.ingest.sql import identifier, literal, source
+from ehr_sn.ingest.tables import count
 
 SET_ASIDE = "row set aside"
 MADE_MISSING = "value made missing"

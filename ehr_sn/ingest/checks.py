@@ -17,7 +17,7 @@ from ehr_sn.errors import did_you_mean
 from ehr_sn.ingest.cells import quarantine_counts
 from ehr_sn.ingest.codes import CodeFile, Entry, written
 from ehr_sn.ingest.features import Feature
-from ehr_sn.ingest.tables import identifier, literals
+from ehr_sn.ingest.sql import identifier, literals
 
 SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20

@@ -17,7 +17,7 @@ from ehr_sn.config import CONCEPTS, Config, gives_away
 from ehr_sn.ingest.cells import as_subject, types_of
 from ehr_sn.ingest.codes import Descendants, patterns, written
 from ehr_sn.ingest.requirements import Requirement, require
-from ehr_sn.ingest.tables import identifier, literal, source
+from ehr_sn.ingest.sql import identifier, literal, source
 
 MEASUREMENTS = "features.measurements."
 

@@ -10,7 +10,7 @@ import duckdb
 from ehr_sn.config import Config, Without
 from ehr_sn.ingest.events import recorded
 from ehr_sn.ingest.requirements import Requirement, require
-from ehr_sn.ingest.tables import identifier
+from ehr_sn.ingest.sql import days, identifier
 
 Attrition = list[dict[str, Any]]
 
@@ -78,11 +78,6 @@ def entry(
 
 def _verdict(rule: str) -> str:
     return identifier(f"keeps {rule}")  # with a blank, no table's column is called so
-
-
-def days(length: float) -> str:
-    """SQL for an interval of so many days."""
-    return f"to_microseconds({int(length * 86400e6)})"
 
 
 def _rules(db: duckdb.DuckDBPyConnection, config: Config, row_id: str) -> dict[str, str]:

@@ -32,7 +32,8 @@ from ehr_sn.ingest.cells import (
 from ehr_sn.ingest.code_sets import MEASUREMENTS, held_by
 from ehr_sn.ingest.columns import of_table
 from ehr_sn.ingest.expressions import Expression, number
-from ehr_sn.ingest.tables import count, identifier, literal, notice, source
+from ehr_sn.ingest.sql import identifier, literal, source
+from ehr_sn.ingest.tables import count, notice
 
 HASHES_AT_ONCE = 2**25  # eight bytes each, beside what DuckDB holds
 

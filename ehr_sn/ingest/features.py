@@ -15,11 +15,11 @@ import pyarrow as pa
 from ehr_sn.config import AGGREGATES, Config
 from ehr_sn.ingest.code_sets import MEASUREMENTS
 from ehr_sn.ingest.codes import as_configured
-from ehr_sn.ingest.tables import count, identifier, literal
+from ehr_sn.ingest.sql import DAY, YEAR, days, identifier, literal
+from ehr_sn.ingest.tables import count
 from ehr_sn.ingest.wide import feature_columns
 
 BLOCK_ROWS = 65_536
-DAY = 86_400e6  # microseconds
 
 _Columns = dict[str, np.ndarray]
 
@@ -212,7 +212,7 @@ def _aggregate(events: _Columns, with_slope: bool) -> _Columns:
     slopes = {}
     if with_slope:
         group = np.repeat(np.arange(len(first)), count)
-        years = (time - time[last][group]) / (365.25 * DAY)
+        years = (time - time[last][group]) / YEAR
         from_mean = years - (np.add.reduceat(years, first) / count)[group]
         covariance = np.add.reduceat(from_mean * (value - mean[group]), first)
         variance = np.add.reduceat(from_mean**2, first)
@@ -239,7 +239,7 @@ def _known(config: Config, sets: list[tuple[str, int]]) -> str:
     before = "<=" if config.cohort.include_prediction_time else "<"
     window = f"e.time {before} c.prediction_time"
     if config.features.lookback_days is not None:
-        lookback = f"to_microseconds({int(config.features.lookback_days * DAY)})"
+        lookback = days(config.features.lookback_days)
         window += f" AND e.time >= c.prediction_time - {lookback}"
     wanted = ", ".join(f"({literal(key)}, {index})" for key, index in sets)
     return f"""FROM cohort c

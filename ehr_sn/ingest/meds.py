@@ -26,8 +26,9 @@ from ehr_sn.config import SPLITS, Config
 from ehr_sn.errors import DataError
 from ehr_sn.ingest.code_sets import MEASUREMENTS
 from ehr_sn.ingest.features import list_features
+from ehr_sn.ingest.sql import identifier, literal
 from ehr_sn.ingest.store import check
-from ehr_sn.ingest.tables import connect, identifier, literal
+from ehr_sn.ingest.tables import connect
 from ehr_sn.ingest.wide import feature_columns
 
 MEDS_VERSION = "0.4.1"

@@ -42,16 +42,8 @@ from ehr_sn.ingest.cohort import stage_labels, stage_splits
 from ehr_sn.ingest.events import require_events, stage_events
 from ehr_sn.ingest.features import feature_blocks, list_features
 from ehr_sn.ingest.requirements import keep_requirements, kept
-from ehr_sn.ingest.tables import (
-    OpenedTable,
-    connect,
-    identifier,
-    literal,
-    load_tables,
-    opened_tables,
-    sha256,
-    source,
-)
+from ehr_sn.ingest.sql import identifier, literal, source
+from ehr_sn.ingest.tables import OpenedTable, connect, load_tables, opened_tables, sha256
 from ehr_sn.ingest.wide import stage_cohort
 
 SHARD_ROWS = 2**21  # of all tables with a subject together

@@ -1,8 +1,11 @@
-"""Names, texts and columns of tables, as DuckDB's SQL writes them."""
+"""Names, texts, durations and columns of tables, as DuckDB's SQL writes them."""
 
 import re
 
 import duckdb
+
+DAY = 86_400e6  # microseconds
+YEAR = 365.25 * DAY
 
 
 def identifier(name: str) -> str:
@@ -26,6 +29,15 @@ def literal(text: str) -> str:
 def literals(texts: tuple[str, ...]) -> str:
     """Several SQL strings, separated by commas."""
     return ", ".join(literal(text) for text in texts)
+
+
+def days(length: float) -> str:
+    """An interval of so many days, to the microsecond.
+
+    >>> days(1.5)
+    'to_microseconds(129600000000)'
+    """
+    return f"to_microseconds({int(length * DAY)})"
 
 
 def source(table: str) -> str:

@@ -33,7 +33,8 @@ from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.features import list_features
 from ehr_sn.ingest.requirements import require_of_all
 from ehr_sn.ingest.shards import CODE_TABLES, Work, build_in_threads, prepare
-from ehr_sn.ingest.tables import Source, connect, describe_sources, literal
+from ehr_sn.ingest.sql import literal
+from ehr_sn.ingest.tables import Source, connect, describe_sources
 
 FORMAT = 3  # raised whenever the same input would give another store
 

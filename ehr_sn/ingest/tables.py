@@ -26,7 +26,6 @@ from ehr_sn.ingest import fhir
 from ehr_sn.ingest.columns import Column, Columns, Reference
 from ehr_sn.ingest.derived import rehearse
 from ehr_sn.ingest.sql import identifier, is_integer, literal, source, typed_columns
-from ehr_sn.ingest.sql import literals as literals
 
 XPT_ROWS = 100_000  # read at a time
 XPT_RECORD = 80  # bytes, of which every XPORT file is made

@@ -40,18 +40,9 @@ from ehr_sn.ingest.columns import Column, Columns
 from ehr_sn.ingest.eligibility import Attrition, entry, stage_eligible
 from ehr_sn.ingest.expressions import Expression, number
 from ehr_sn.ingest.requirements import Requirement, require
-from ehr_sn.ingest.tables import (
-    count,
-    create_notices,
-    headers,
-    identifier,
-    literal,
-    notice,
-    source,
-)
+from ehr_sn.ingest.sql import DAY, YEAR, identifier, literal, source
+from ehr_sn.ingest.tables import count, create_notices, headers, notice
 
-DAY = 86_400e6  # microseconds
-YEAR = 365.25 * DAY
 _ALIKE = "subject appears again{}, with other values"
 _REPEATS = "repeats an earlier row"
 

@@ -17,7 +17,7 @@ from ehr_sn.ingest.store import Store
 from ehr_sn.missing import make_method, set_state
 from ehr_sn.models.methods import find_method
 from ehr_sn.models.mlp import StackedMLP
-from ehr_sn.models.train import Cell, HeldOut, cell_path, comparisons
+from ehr_sn.models.train import Cell, Comparison, HeldOut, cell_path, comparisons
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Raw rows (rows, features), NaN = missing, to probabilities (diseases, seeds, rows)."""
@@ -84,7 +84,7 @@ def read_tuning(config: Config, store: Store, cell: Cell) -> dict[str, HeldOut]:
     }
 
 
-def best_comparison(config: Config, store: Store) -> tuple[str, str, str]:
+def best_comparison(config: Config, store: Store) -> Comparison:
     """The (method, scaler, architecture) with the highest AUROC on tuning rows.
 
     Of the seed-averaged prediction, averaged over diseases and splits.
@@ -92,7 +92,7 @@ def best_comparison(config: Config, store: Store) -> tuple[str, str, str]:
     return max(comparisons(config), key=lambda comparison: _on_tuning(config, store, comparison))
 
 
-def _on_tuning(config: Config, store: Store, comparison: tuple[str, str, str]) -> float:
+def _on_tuning(config: Config, store: Store, comparison: Comparison) -> float:
     return float(
         np.mean(
             [
