@@ -80,6 +80,17 @@ def clinic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_clinic(tmp_path)
 
 
+@pytest.fixture
+def small_clinic(clinic: Path) -> Path:
+    """As `clinic`, where two methods are compared behind one architecture on one split."""
+    text = clinic.read_text().replace(
+        "[sparsity_normalization, zero, zero+mask]", "[zero, zero+mask]"
+    )
+    text = text.replace("    mlp_dropout: {hidden: [8], dropout: 0.5}\n", "")
+    clinic.write_text(text.replace("repeats: 2", "repeats: 1"))
+    return clinic
+
+
 @pytest.fixture(scope="module")
 def lasting_clinic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """As `clinic`, for all tests of a module: their current folder stays the same."""
