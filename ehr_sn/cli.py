@@ -24,6 +24,7 @@ from ehr_sn.ingest import simulate as simulation
 from ehr_sn.ingest import store as stores
 from ehr_sn.ingest.fetch import CDC, TABLES, fetch_nhanes
 from ehr_sn.ingest.meds import SUBJECT_IDS, export_meds
+from ehr_sn.studies import STUDIES, load_study
 
 app = typer.Typer(
     help="Predict disease from incomplete EHR tables, and see which way of handling missing "
@@ -212,6 +213,38 @@ def export(
     if (to / SUBJECT_IDS).exists():
         err.print(f"Subjects have got numbers; which is whom: {to / SUBJECT_IDS}", soft_wrap=True)
     out.print(to, soft_wrap=True)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(STUDIES)}.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="PATH", exists=True, help="Its data, in place of a default."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="[default: configs/studies/NAME.yaml]"),
+    ] = None,
+) -> None:
+    """Run one of the paper's other experiments, without SN and with SN; ends with its tables.
+
+    What an earlier run finished is found again. docs/results.md says what each study showed.
+    """
+    load_study(name, config)
+    started = perf_counter()
+    from flows.study import study as flow
+
+    given = [None if path is None else str(path.absolute()) for path in (config, data)]
+    result = flow(name, *given)
+    for table in result.tables():
+        out.print(table, "")
+    out.print(result.explain(), style="dim", highlight=False)
+    took = perf_counter() - started
+    err.print(f"{took:.0f} s; computing it, one cell after the other, took {result.seconds:.0f} s.")
+    err.print(f"Every repeat and all figures: [bold]ehr-sn ui[/bold], experiment study-{name}")
 
 
 @app.command()

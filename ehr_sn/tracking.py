@@ -3,6 +3,8 @@
 One experiment a data set; one parent run a pipeline run; below it one run a disease, architecture,
 scaler and method. Runs carry flat parameters and metrics, so that they can be filtered, compared
 and plotted in the UI by clicking. Aggregates only: no row of any patient goes to MLflow.
+
+A study is an experiment of its own, `study-NAME`: a parent run a result, below it a run a variant.
 """
 
 import json
@@ -13,7 +15,7 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import time
@@ -36,6 +38,7 @@ from ehr_sn.evaluate.figures import sparsity_bias_figure
 from ehr_sn.evaluate.plots import roc_and_calibration, seed_strip
 from ehr_sn.evaluate.report import Recorded
 from ehr_sn.evaluate.results import Result, curves, evaluate, rank_methods, records
+from ehr_sn.evaluate.table import as_text
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.learning_curve import SHARES, FewerRows, compared
 from ehr_sn.models.train import (
@@ -47,10 +50,12 @@ from ehr_sn.models.train import (
     read_cell,
     reference_of,
 )
+from ehr_sn.studies import StudyConfig, StudyResult
 
 DEFAULT_FOLDER = Path("mlruns")
 UNKNOWN_SIGN = re.compile(r"[^\w\-. :/]")  # signs that MLflow takes in no metric's name
 BATCH = 1000  # metrics that MLflow takes in one call
+LONGEST_PARAM = 500
 DELTAS = (
     "delta_auroc",
     "delta_ci_low",
@@ -237,7 +242,7 @@ def tracked(config: Config, store: Store, force: bool = False) -> Iterator[Track
     the run is marked as failed, and resumed the next time.
     """
     client = _client()
-    experiment_id = _experiment(client, config)
+    experiment_id = _experiment(client, config.dataset)
     run_hash = run_hash_of(config, store)
     existing = None if force else _parent(client, experiment_id, run_hash)
     if existing is None:
@@ -338,6 +343,52 @@ def finished_run(config: Config, run_id: str | None = None) -> FinishedRun:
     return FinishedRun(client, parent)
 
 
+def log_study(config: StudyConfig, result: StudyResult) -> str:
+    """Record a study's result, unless the same is recorded; returns its parent run's id.
+
+    The parent has the tables, all scores and the figures; below it every variant has a run, whose
+    metrics are named `<metric>/<setting>`, and `<metric>_repeat/<setting>` with a step a repeat.
+    """
+    client = _client()
+    experiment_id = _experiment(client, f"study-{config.study}")
+    scores = [asdict(score) for score in result.scores]
+    run_hash = digest([config.results_depend_on, scores])
+    found = _parent(client, experiment_id, run_hash, finished=True, kind="study")
+    if found is not None:
+        return str(found.info.run_id)
+    tags = {"ehr_sn.version": __version__, "ehr_sn.run_hash": run_hash} | _commit_tag()
+    parent = client.create_run(
+        experiment_id,
+        run_name=f"{config.study} {run_hash[:6]}",
+        tags=tags | {"ehr_sn.kind": "study"},
+    )
+    parent_id = parent.info.run_id
+    try:
+        for variant in result.variants:
+            child = client.create_run(
+                experiment_id, run_name=variant, tags=tags | {"mlflow.parentRunId": parent_id}
+            )
+            metrics, per_repeat = result.as_metrics(variant), result.per_repeat(variant)
+            params = {"variant": variant, "metric": result.metric}
+            _log(client, child.info.run_id, params, metrics, per_repeat)
+            client.set_terminated(child.info.run_id)
+        settings = {key: json.dumps(value) for key, value in config.results_depend_on.items()}
+        # A setting may be longer than MLflow takes in a parameter: the whole is in config.json.
+        short = {key: value for key, value in settings.items() if len(value) <= LONGEST_PARAM}
+        _log(client, parent_id, short, {"seconds_cells": result.seconds})
+        client.log_text(parent_id, json.dumps(config.results_depend_on, indent=2), "config.json")
+        client.log_text(parent_id, pd.DataFrame(scores).to_csv(index=False), "scores.csv")
+        client.log_text(parent_id, json.dumps(result.chosen(), indent=2), "chosen.json")
+        client.log_text(parent_id, as_text(*result.tables(), result.explain()), "tables.txt")
+        for name, figure in result.figures().items():
+            client.log_figure(parent_id, figure, UNKNOWN_SIGN.sub("_", name))
+    except BaseException:
+        client.set_terminated(parent_id, status="FAILED")
+        raise
+    client.set_terminated(parent_id)
+    return str(parent_id)
+
+
 def views(config: Config) -> dict[str, str]:
     """Disease → path, within the MLflow UI, of its prepared view."""
     experiment = _client().get_experiment_by_name(config.dataset)
@@ -360,15 +411,15 @@ def _client() -> MlflowClient:
     return MlflowClient(tracking_uri())
 
 
-def _experiment(client: MlflowClient, config: Config) -> str:
-    experiment = client.get_experiment_by_name(config.dataset)
+def _experiment(client: MlflowClient, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
     if experiment is not None:
         return str(experiment.experiment_id)
     own = not os.environ.get("MLFLOW_TRACKING_URI")
-    artifacts = (DEFAULT_FOLDER / "artifacts" / config.dataset).resolve().as_uri() if own else None
+    artifacts = (DEFAULT_FOLDER / "artifacts" / name).resolve().as_uri() if own else None
     # The kind spares the user the question whether these are runs of a language model.
     kind = {"mlflow.experimentKind": "custom_model_development"}
-    return str(client.create_experiment(config.dataset, artifacts, tags=kind))
+    return str(client.create_experiment(name, artifacts, tags=kind))
 
 
 def _parent(
@@ -376,8 +427,9 @@ def _parent(
     experiment_id: str,
     run_hash: str | None = None,
     finished: bool = False,
+    kind: str = "pipeline",
 ) -> Run | None:
-    conditions = ["tags.`ehr_sn.kind` = 'pipeline'"]
+    conditions = [f"tags.`ehr_sn.kind` = '{kind}'"]
     if run_hash:
         conditions.append(f"tags.`ehr_sn.run_hash` = '{run_hash}'")
     if finished:
@@ -453,7 +505,7 @@ def _log(
         for name, value in (metrics or {}).items()
     ]
     values += [
-        Metric(name, value, now, step)
+        Metric(UNKNOWN_SIGN.sub("_", name), value, now, step)
         for name, curve in (by_step or {}).items()
         for step, value in enumerate(curve)
     ]
@@ -542,12 +594,11 @@ def _tags(store: Store, run_hash: str) -> dict[str, str]:
         "ehr_sn.run_hash": run_hash,
         "ehr_sn.store": store.fingerprint,
     }
-    commit = _git_commit()
-    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+    return tags | _commit_tag()
 
 
-def _git_commit() -> str | None:
-    """Commit of the code in use, where it is a git checkout."""
+def _commit_tag() -> dict[str, str]:
+    """The commit of the code in use, where it is a git checkout."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"],
@@ -557,8 +608,8 @@ def _git_commit() -> str | None:
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+        return {}
+    return {"mlflow.source.git.commit": done.stdout.strip()}
 
 
 def _parent_params(config: Config, store: Store) -> dict[str, Any]:

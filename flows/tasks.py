@@ -15,6 +15,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from ehr_sn.config import Config
 from ehr_sn.errors import ConfigError
+from ehr_sn.studies import StudyConfig
 
 
 def _is_io_error(_task: Any, _run: Any, state: Any) -> bool:
@@ -30,8 +31,8 @@ step = partial(
 )
 
 
-def task_runner(config: Config) -> TaskRunner:
-    """Where shards are built and cells trained, as `runner` in the configuration says.
+def task_runner(config: Config | StudyConfig) -> TaskRunner:
+    """Where shards are built, cells and studies computed, as `runner` in the configuration says.
 
     Raises
     ------

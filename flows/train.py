@@ -83,7 +83,7 @@ def train_cells(config_path: str, store_path: str, parent_id: str) -> dict[str, 
         for c in todo
         for split in splits
     }
-    with _Progress(len(cells) + len(todo) + config.evaluate.learning_curve) as progress:
+    with StepProgress(len(cells) + len(todo) + config.evaluate.learning_curve) as progress:
         for comparison in todo:
             for split in splits:
                 with progress.step("training", *comparison, f"split {split + 1}"):
@@ -124,7 +124,7 @@ def train(config_path: str, store_path: str | None = None, force: bool = False) 
         return tracker.parent_id
 
 
-class _Progress(Progress):
+class StepProgress(Progress):
     """A progress bar that also keeps how long each kind of step took."""
 
     def __init__(self, steps: int):

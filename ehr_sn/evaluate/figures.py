@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from typing import Protocol
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ehr_sn.evaluate.diagnostics import RATES, Shift, SparsityBias
+from ehr_sn.evaluate.diagnostics import RATES, Shift
 from ehr_sn.evaluate.plots import COLOURS, DPI
+from ehr_sn.evaluate.statistics import Friedman
 
 WIDTH, HEIGHT = 4.2, 3.3  # inches: readable on a phone without zooming
 INK, RULE = "#1b1f24", "#8a8f98"
@@ -98,14 +100,30 @@ def lines(
     return figure
 
 
-def sparsity_bias_figure(biases: dict[str, SparsityBias], title: str = "") -> Figure:
+class ByCount(Protocol):
+    """Means a bin of the number of observed entries: of that number, of outputs, of outcomes."""
+
+    @property
+    def observed(self) -> tuple[float, ...]: ...
+    @property
+    def prediction(self) -> tuple[float, ...]: ...
+    @property
+    def outcome(self) -> tuple[float, ...]: ...
+
+
+def sparsity_bias_figure(
+    biases: Mapping[str, ByCount],
+    title: str = "",
+    x: str = "observed entries",
+    y: str = "mean probability",
+) -> Figure:
     """Mean prediction of each method by number of observed entries, and the real rate, dashed."""
     series = [
         Line(name, bias.observed, bias.prediction, marker="o") for name, bias in biases.items()
     ]
     first = next(iter(biases.values()))
     series.append(Line("observed outcome", first.observed, first.outcome, "s", reference=True))
-    return lines(series, x="observed entries", y="mean probability", title=title)
+    return lines(series, x=x, y=y, title=title)
 
 
 def shift_figure(
@@ -173,3 +191,38 @@ def decision_figure(
         Line("treat nobody", threshold, [0.0] * len(threshold)),
     ]
     return lines(series, x="threshold probability", y="net benefit", title=title, percent=True)
+
+
+def critical_difference_figure(ranks: Friedman, title: str = "") -> Figure:
+    """Methods by their mean rank, the best first; bars join those that cannot be told apart.
+
+    A bar spans at most Nemenyi's critical difference (J. Demšar, JMLR 7:1, 2006).
+    """
+    order = np.argsort(ranks.mean_ranks, kind="stable")
+    names = [ranks.methods[i] for i in order]
+    at = np.array(ranks.mean_ranks)[order]
+    height = 1.1 + 0.22 * len(names)
+    figure = Figure(figsize=(1.5 * WIDTH, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.4, 0.55 / height, 0.57, 1 - 0.95 / height))
+    y = np.arange(len(names))
+    axes.hlines(y, 1, at, color=RULE, linewidth=0.6, alpha=0.5)
+    axes.plot(at, y, "o", color=COLOURS[0], markersize=5)
+    reached = -1
+    for first, rank in enumerate(at):
+        last = int(np.flatnonzero(at - rank < ranks.critical_difference).max())
+        if last > max(first, reached):
+            axes.plot([rank, rank], [first, last], color=INK, linewidth=2.2)
+            reached = last
+    axes.set_yticks(y, names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(left=1)
+    difference = ranks.critical_difference
+    told = f"mean rank over {ranks.n}; critical difference {difference:.2f}"
+    axes.set_xlabel(told, fontsize=10, color=INK)
+    if title:
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.tick_params(labelsize=9, color=RULE, labelcolor=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    return figure

@@ -1,9 +1,11 @@
 """Results → tables that a person reads in a terminal, 80 columns wide."""
 
 from collections.abc import Sequence
+from io import StringIO
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from ehr_sn.models.train import NOTHING, REFERENCE
@@ -37,7 +39,7 @@ def headline(results: Results) -> list[Table]:
                     _mean_sd(without),
                     _mean_sd(with_sn),
                     _difference(with_sn),
-                    _p(with_sn["delta_p_holm"]),
+                    p_value(with_sn["delta_p_holm"]),
                 )
         if table.rows:
             tables.append(table)
@@ -110,6 +112,15 @@ def plain_table(title: str) -> Table:
     )
 
 
+def as_text(*shown: RenderableType, width: int = 100) -> str:
+    """What a terminal would show of tables and sentences, without colours."""
+    written = StringIO()
+    console = Console(file=written, width=width)
+    for one in shown:
+        console.print(one, "", highlight=False)
+    return written.getvalue()
+
+
 def _distinct(results: Results, *keys: str) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(tuple(r[key] for key in keys) for r in results))
 
@@ -140,8 +151,9 @@ def _difference(result: dict[str, Any]) -> str:
     return f"{difference} [{low}, {high}]"
 
 
-def _p(p: float | None) -> str:
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def p_value(p: float | None) -> str:
+    """A p-value as tables show it; a dash where there is none."""
+    return "–" if p is None or p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _mark(result: dict[str, Any]) -> str:

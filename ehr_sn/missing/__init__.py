@@ -24,6 +24,7 @@ from ehr_sn.missing.neighbours import NearestNeighboursImputer
 from ehr_sn.missing.piecewise_linear import PiecewiseLinearEncoder
 from ehr_sn.missing.scalers import SCALERS, QuantileScaler, Winsoriser, make_scaler
 from ehr_sn.missing.sparsity_norm import (
+    ConstantScaler,
     SparsityNormalizer,
     SqrtSparsityNormalizer,
     TunedSparsityNormalizer,
@@ -33,6 +34,7 @@ from ehr_sn.missing.sparsity_norm import (
 __all__ = [
     "METHODS",
     "SCALERS",
+    "ConstantScaler",
     "Erasure",
     "GainImputer",
     "MeanImputer",

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from ehr_sn.missing.imputers import Erasure, MissingMethod, register
 
 __all__ = [
+    "ConstantScaler",
     "SparsityNormalizer",
     "SqrtSparsityNormalizer",
     "TunedSparsityNormalizer",
@@ -167,6 +168,35 @@ class TunedSparsityNormalizer(SparsityNormalizer):
     candidates: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
         {"exponent": exponent} for exponent in (0.0, 0.25, 0.5, 0.75, 1.0)
     )
+
+
+@register("constant_scale")
+class ConstantScaler(MissingMethod):
+    """Zero imputation times 1 / mean |m|, one constant for all rows.
+
+    What is left of Sparsity Normalization with K = 1 when it no longer looks at the row: beside it,
+    it tells the effect of a smaller input from that of counting what was observed.
+
+    Attributes
+    ----------
+    scale_ : float
+        1 over the training rows' mean number of observed entries; 1 if nothing was observed.
+
+    >>> nan = float("nan")
+    >>> ConstantScaler().fit_transform([[1.0, 2.0, 3.0], [1.0, nan, nan]])
+    array([[0.5, 1. , 1.5],
+           [0.5, 0. , 0. ]])
+    """
+
+    def _fit(self, X: NDArray[np.floating]) -> None:
+        self.scale_ = 1 / (float((~np.isnan(X)).sum(axis=1).mean()) or 1.0)
+
+    def _fill(self, X: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDArray[np.floating]:
+        return X.dtype.type(self.scale_) * np.where(observed, X, X.dtype.type(0))
+
+    def _erasure(self) -> Erasure:
+        n = self.n_features_in_
+        return Erasure(np.arange(n), np.zeros(n))
 
 
 def _check(k: object, exponent: float) -> None:
