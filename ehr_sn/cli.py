@@ -63,6 +63,7 @@ Data = Annotated[
     ),
 ]
 INTERRUPTED = 130  # exit code after Ctrl-C
+QUIET = "CRITICAL"  # of Prefect, whose log says little that the command does not
 
 ConfigFile = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="The data set's YAML, such as configs/nafld.yaml.")
@@ -342,6 +343,28 @@ def simulate(
 
 
 @app.command()
+def serve(
+    file: Annotated[
+        Path, typer.Option("--file", metavar="FILE", help="What runs when.", exists=True)
+    ] = Path("prefect.yaml"),
+    port: Annotated[
+        int, typer.Option(help="Of the Prefect server that is started if you have none.")
+    ] = 4200,
+) -> None:
+    """Run the schedules in prefect.yaml: scoring, monitoring, retraining (Ctrl-C ends it).
+
+    No other set-up is needed: without PREFECT_API_URL it starts a Prefect server, on SQLite, and
+    stops it at the end. Runs that a crash left are cleared, and of those that were missed the
+    newest is made up for.
+    """
+    if os.environ.get("PREFECT_LOGGING_LEVEL") == QUIET:
+        os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"  # here the log is what there is to look at
+    from flows.serve import serve as run_schedules
+
+    run_schedules(file, port, lambda told: err.print(told, highlight=False, soft_wrap=True))
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -362,7 +385,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line. The user's errors print as one message each, and exit with code 1."""
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", QUIET)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     interrupted = _listen_for_interrupts()
     # Said here too, since cells train in threads: one may undo another's `catch_warnings`.

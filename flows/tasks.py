@@ -9,12 +9,13 @@ from argparse import ArgumentParser
 from functools import partial
 from typing import Any
 
-from prefect import task
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
 from ehr_sn.config import Config
-from ehr_sn.errors import ConfigError
+from ehr_sn.errors import ConfigError, EhrSnError
 from ehr_sn.studies import StudyConfig
 
 
@@ -28,6 +29,34 @@ step = partial(
     retries=2,
     retry_delay_seconds=5,
     retry_condition_fn=_is_io_error,
+)
+
+
+def say_what_to_do(flow: Any, run: Any, state: Any) -> None:
+    """A hook of flows that nobody watches: leave a page in Prefect about why one failed."""
+    error = state.result(raise_on_failure=False)
+    # The project's own messages hold no patient's value; of others nobody knows.
+    why = str(error) if isinstance(error, EhrSnError) else f"{type(error).__name__}: see the log."
+    create_markdown_artifact(
+        f"""# {flow.name} failed
+
+{why}
+
+Nothing half-done is visible: what was finished is kept, and the next run goes on from there. When
+the cause is mended, wait for the schedule, or run it now:
+
+    prefect flow-run retry {run.id}
+""",
+        key=f"failed-{flow.name.replace(' ', '-')}",
+        description=f"Why {flow.name} failed, and what to do",
+    )
+
+
+scheduled = partial(
+    flow,
+    on_failure=[say_what_to_do],
+    on_crashed=[say_what_to_do],
+    timeout_seconds=12 * 3600,  # far beyond what it takes: what hangs must not hold up the next
 )
 
 
