@@ -682,6 +682,25 @@ class Evaluate(StrictModel):
     learning_curve: bool = False
 
 
+class Monitor(StrictModel):
+    """How far scored rows may drift from the training rows before there is an alarm.
+
+    `missing_rate`: a feature's missing rate, as a difference. `psi`: the population stability index
+    of a feature's values, of the number of observed entries and of the scores. `code_share`: the
+    share of a table's events that have a new code, or had one that is gone. Once labels are known:
+    how far the AUROC may lie below that of the tuning rows, the calibration slope from 1, and the
+    calibration intercept from 0. Fewer than `min_rows` rows are not judged.
+    """
+
+    missing_rate: float = Field(0.1, gt=0, le=1)
+    psi: float = Field(0.25, gt=0)
+    code_share: float = Field(0.02, gt=0, le=1)
+    auroc_drop: float = Field(0.05, gt=0, le=0.5)
+    calibration_slope: float = Field(0.25, gt=0)
+    calibration_intercept: float = Field(0.25, gt=0)
+    min_rows: int = Field(100, ge=11)
+
+
 class Runner(StrictModel):
     """Where shards of the ingest and cells of the training run, `workers` at a time.
 
@@ -717,6 +736,7 @@ class Config(StrictModel):
     splits: Splits = Splits()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    monitor: Monitor = Monitor()
     runner: Runner = Runner()
     data_root: Path = Path()
     data_dir: Path = Path("data")
