@@ -257,7 +257,7 @@ class Report:
     @cached_property
     def importance(self) -> dict[str, list[Importance]]:
         predict = load_predictor(self.config, self.store, Cell(*self.best, 0))
-        return permutation_importance(predict, self.store) if predict else {}
+        return permutation_importance(predict, self.store)
 
     @cached_property
     def gradients(self) -> dict[str, dict[str, float]]:
