@@ -41,7 +41,7 @@ RESERVED = ("row", "subject_id", "prediction_time", "follow_up_end")
 CONCEPTS = "concept_ancestor"  # OMOP's table of which concept lies below which
 BASELINES = (
     "hist_gradient_boosting",
-    "hist_gradient_boosting+masked_copies",
+    "boosting+masked_copies",
     "logistic_regression",
     "lightgbm",
     "xgboost",

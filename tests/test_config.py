@@ -184,7 +184,7 @@ def test_all_methods_means_every_method_and_installed_baseline(hospital):
     assert train.methods == {"minmax": ("zero",), "standard": tuple(method_names())}
     assert train.baselines[:2] == (
         "hist_gradient_boosting",
-        "hist_gradient_boosting+masked_copies",
+        "boosting+masked_copies",
     )
     assert set(train.baselines) == {name for name in BASELINES if baseline_is_installed(name)}
 

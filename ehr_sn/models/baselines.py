@@ -204,7 +204,7 @@ def _xgboost(x: Rows, task: Task, seed: int) -> PackageTrees:
 
 BASELINES = {
     "hist_gradient_boosting": Baseline(_hist_gradient_boosting, HistTrees.stacked),
-    "hist_gradient_boosting+masked_copies": Baseline(
+    "boosting+masked_copies": Baseline(
         _hist_gradient_boosting, HistTrees.stacked, masked_copies=True
     ),
     "logistic_regression": Baseline(

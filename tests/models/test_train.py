@@ -30,7 +30,7 @@ TRAIN = {
     "baselines": [
         "logistic_regression",
         "hist_gradient_boosting",
-        "hist_gradient_boosting+masked_copies",
+        "boosting+masked_copies",
     ],
 }
 
