@@ -39,7 +39,13 @@ AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
 SPLITS = ("train", "tuning", "held_out")
 RESERVED = ("row", "subject_id", "prediction_time", "follow_up_end")
 CONCEPTS = "concept_ancestor"  # OMOP's table of which concept lies below which
-BASELINES = ("hist_gradient_boosting", "logistic_regression", "lightgbm", "xgboost")
+BASELINES = (
+    "hist_gradient_boosting",
+    "boosting+masked_copies",
+    "logistic_regression",
+    "lightgbm",
+    "xgboost",
+)
 EXTRAS = ("lightgbm", "xgboost")  # baselines that need a package of their name
 REFERENCE = "zero"  # every other method is compared with it, on the same subjects
 DATA_ROOT = "EHR_SN_DATA_ROOT"  # environment variable that takes the place of `data_root`

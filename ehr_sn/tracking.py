@@ -171,8 +171,8 @@ class Tracker:
         self.client.log_figure(run_id, figure, "roc_and_calibration.png")
         bias = sparsity_bias_figure({result.disease: diagnosis.bias})
         self.client.log_figure(run_id, bias, "sparsity_bias.png")
-        for shift in diagnosis.shifts:
-            _log_curves(self.client, run_id, shift.as_curves())
+        shifts = {k: v for shift in diagnosis.shifts for k, v in shift.as_curves().items()}
+        _log_curves(self.client, run_id, shifts)
         self.client.set_terminated(run_id)
 
     def log_learning_curve(self, config: Config, store: Store) -> None:

@@ -182,7 +182,10 @@ def test_what_cannot_be_meant_is_refused(refused, key, value, said):
 def test_all_methods_means_every_method_and_installed_baseline(hospital):
     train = hospital.config(train={"methods": {"minmax": ["zero"]}}).train.with_methods("all")
     assert train.methods == {"minmax": ("zero",), "standard": tuple(method_names())}
-    assert train.baselines[:2] == ("hist_gradient_boosting", "logistic_regression")
+    assert train.baselines[:2] == (
+        "hist_gradient_boosting",
+        "boosting+masked_copies",
+    )
     assert set(train.baselines) == {name for name in BASELINES if baseline_is_installed(name)}
 
 

@@ -14,6 +14,7 @@ SHORT = {
     SN: "SN",
     "multiple_imputation": "multiple",
     "hist_gradient_boosting": "hist_grad_boosting",
+    "masked_copies": "masked",
 }
 
 Results = Sequence[dict[str, Any]]

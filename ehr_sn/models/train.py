@@ -25,14 +25,16 @@ from ehr_sn.config import REFERENCE, Config, digest
 from ehr_sn.ingest.store import Store
 from ehr_sn.missing import get_state, make_method, set_state
 from ehr_sn.missing.amputate import find_panels
-from ehr_sn.models.baselines import BASELINES, fit_baseline
+from ehr_sn.models.baselines import BASELINES, fit_baseline, with_masked_copies
 from ehr_sn.models.fit import Architecture, Budget, Fitted, Task, fit
 from ehr_sn.models.masking import masking_of
 from ehr_sn.models.methods import find_method
 from ehr_sn.models.mixture import Mixture, fit_mixture
+from ehr_sn.models.trees import StackedTrees
 
 NOTHING = "none"  # the method and the scaler of a baseline
 FORMAT = 3  # raised whenever the same cell would be trained differently
+BASELINE_FORMAT = 4  # the same for baselines
 
 Comparison = tuple[str, str, str]
 """Method, scaler and architecture, by their names."""
@@ -119,7 +121,8 @@ def cell_path(config: Config, store: Store, cell: Cell) -> Path:
     train = config.train.model_dump(mode="json", exclude=listed)
     network = config.train.architectures.get(cell.architecture)
     architecture = network.model_dump(mode="json") if network else cell.architecture
-    key = digest([FORMAT, store.fingerprint, asdict(cell), train, architecture])
+    form = BASELINE_FORMAT if cell.method == NOTHING else FORMAT
+    key = digest([form, store.fingerprint, asdict(cell), train, architecture])
     return store.path.parent / "cells" / f"{key}.safetensors"
 
 
@@ -165,6 +168,13 @@ def read_cell(path: Path, store: Store) -> TrainedCell:
         held_out[disease] = HeldOut(labels[eligible, i], probability[i][:, eligible])
     seconds = about["impute_seconds"], about["fit_seconds"]
     return TrainedCell(held_out, curves, *seconds, about["chosen"])
+
+
+def filled_as(cell: Cell) -> Cell:
+    """The cell with the method and scaler that fill its rows: a baseline names its own."""
+    if cell.method != NOTHING:
+        return cell
+    return replace(cell, method=BASELINES[cell.architecture].method or NOTHING, scaler="standard")
 
 
 def fitted_method(
@@ -265,8 +275,7 @@ def _train(
     training_rows = store.splits()[:, cell.split] == "train"
     masking = None
     if network.augment_missing:
-        panels = find_panels(~np.isnan(values[training_rows]), store.measurements)
-        masking = masking_of(method, values, panels)
+        masking = masking_of(method, values, _panels(store, cell.split))
     impute_seconds += perf_counter() - started
     started = perf_counter()
     networks = fit(
@@ -296,23 +305,34 @@ def _train(
 
 
 def _baseline(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[str, Any]]:
-    """Fit a baseline; only what it predicts is kept."""
+    """Fit a baseline for every disease and seed."""
+    baseline, tasks = BASELINES[cell.architecture], _tasks(store, cell.split)
     x, impute_seconds = store.values(), 0.0
-    filled_by = BASELINES[cell.architecture].method
-    if filled_by is not None:
-        as_cell = replace(cell, method=filled_by, scaler="standard")
-        method, impute_seconds = fitted_method(config, store, as_cell, {})
+    tensors: Tensors = {}
+    if baseline.method is not None:
+        method, impute_seconds = fitted_method(config, store, filled_as(cell), {})
         x = method.transform(x)
+        tensors = {f"method/{k}": torch.from_numpy(v) for k, v in get_state(method).items()}
     started = perf_counter()
     seeds = range(config.train.seeds)
-    probability = fit_baseline(cell.architecture, x, _tasks(store, cell.split), seeds)
+    given = (x, tasks)
+    if baseline.masked_copies:
+        given = with_masked_copies(x, tasks, _panels(store, cell.split))
+    model = fit_baseline(cell.architecture, *given, seeds)
+    kind = "trees" if isinstance(model, StackedTrees) else "network"
+    tensors |= {f"{kind}/{k}": tensor for k, tensor in model.state().items()}
     split = store.splits()[:, cell.split]
-    tensors = {
-        f"probability/{name}": torch.from_numpy(probability[..., split == name])
-        for name in ("tuning", "held_out")
-    }
+    for name in ("tuning", "held_out"):
+        probability = model.predict_proba(x[split == name])
+        tensors[f"probability/{name}"] = probability.reshape(len(tasks), len(seeds), -1)
     seconds = perf_counter() - started
     return tensors, {"impute_seconds": impute_seconds, "fit_seconds": seconds, "chosen": {}}
+
+
+def _panels(store: Store, split: int) -> NDArray[np.int64]:
+    """Features that come together in a split's training rows."""
+    training_rows = store.splits()[:, split] == "train"
+    return find_panels(~np.isnan(store.values()[training_rows]), store.measurements)
 
 
 def _tasks(store: Store, split: int) -> list[Task]:
