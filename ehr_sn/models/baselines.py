@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from ehr_sn.models.fit import Task
 __all__ = ["BASELINES", "Baseline", "fit_baseline"]
 
 Rows = NDArray[np.float32]
+Params = dict[str, Any]
 
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Inverse penalties (scikit-learn's C) that logistic regression chooses from."""
@@ -32,19 +34,19 @@ LEARNING_RATE, LEAVES, ROWS_IN_LEAF, FEATURES_A_SPLIT, ROWS_A_TREE = 0.05, 15, 2
 
 @dataclass(frozen=True)
 class Baseline:
-    """How it fits: table, task and seed → probabilities (rows,) of all rows.
+    """How it fits: table, task, seed, parameters → probabilities (rows,) of all rows.
 
     method : how missing entries are filled, after z-scoring; None leaves features as they are
     seeded : whether anything is drawn; if not, one fit stands for all seeds
     """
 
-    fit: Callable[[Rows, Task, int], NDArray[np.floating]]
+    fit: Callable[[Rows, Task, int, Params], NDArray[np.floating]]
     method: str | None = None
     seeded: bool = True
 
 
 def fit_baseline(
-    name: str, x: Rows, tasks: Sequence[Task], seeds: Sequence[int]
+    name: str, x: Rows, tasks: Sequence[Task], seeds: Sequence[int], params: Params | None = None
 ) -> NDArray[np.float32]:
     """Probabilities (tasks, seeds, rows) of all rows of x, fitted on each task's training rows.
 
@@ -52,6 +54,7 @@ def fit_baseline(
     ----------
     name : one of `BASELINES`
     x : (rows, features), filled by the baseline's `method`, or with NaN where it has none
+    params : in place of its own, by the names of the package that fits it
 
     Raises
     ------
@@ -63,46 +66,47 @@ def fit_baseline(
             f"the baseline {name!r} needs a package of that name: pip install 'ehr-sn[{name}]', "
             "or take it out of train.baselines"
         )
-    baseline = BASELINES[name]
+    baseline, params = BASELINES[name], params or {}
     if baseline.seeded:
-        drawn = [[baseline.fit(x, task, seed) for seed in seeds] for task in tasks]
+        drawn = [[baseline.fit(x, task, seed, params) for seed in seeds] for task in tasks]
     else:
-        drawn = [[baseline.fit(x, task, 0)] * len(seeds) for task in tasks]
+        drawn = [[baseline.fit(x, task, 0, params)] * len(seeds) for task in tasks]
     return np.array(drawn, dtype=np.float32)
 
 
-def _hist_gradient_boosting(x: Rows, task: Task, seed: int) -> NDArray[np.floating]:
+def _hist_gradient_boosting(x: Rows, task: Task, seed: int, params: Params) -> NDArray[np.floating]:
     """Boosting stops on the tuning rows' loss; kept are the trees up to their best AUROC."""
     train, tuning = task.train_rows, task.tuning_rows
-    model = HistGradientBoostingClassifier(
-        learning_rate=LEARNING_RATE,
-        max_iter=MOST_TREES,
-        max_leaf_nodes=LEAVES,
-        min_samples_leaf=ROWS_IN_LEAF,
-        max_features=FEATURES_A_SPLIT,
-        early_stopping=True,
-        n_iter_no_change=PATIENCE,
-        scoring="loss",
-        random_state=seed,
-    )
+    settings = {
+        "learning_rate": LEARNING_RATE,
+        "max_iter": MOST_TREES,
+        "max_leaf_nodes": LEAVES,
+        "min_samples_leaf": ROWS_IN_LEAF,
+        "max_features": FEATURES_A_SPLIT,
+        "early_stopping": True,
+        "n_iter_no_change": PATIENCE,
+        "scoring": "loss",
+        "random_state": seed,
+    }
+    model = HistGradientBoostingClassifier(**settings | params)
     model.fit(x[train], task.y[train], X_val=x[tuning], y_val=task.y[tuning])
     stages = np.stack([p[:, 1] for p in model.staged_predict_proba(x[tuning])])
     best = int(auroc(task.y[tuning], stages).argmax())
     return next(islice(model.staged_predict_proba(x), best, None))[:, 1]
 
 
-def _logistic_regression(x: Rows, task: Task, seed: int) -> NDArray[np.floating]:
-    """L2-penalised; of `PENALTIES` the one with the best AUROC on the tuning rows."""
+def _logistic_regression(x: Rows, task: Task, seed: int, params: Params) -> NDArray[np.floating]:
+    """L2-penalised; C as given, or the one of `PENALTIES` with the best AUROC on tuning rows."""
     train, tuning = task.train_rows, task.tuning_rows
     found = []
-    for penalty in PENALTIES:
+    for penalty in [params["C"]] if params else PENALTIES:
         model = LogisticRegression(C=penalty, max_iter=1000).fit(x[train], task.y[train])
         found.append((float(auroc(task.y[tuning], model.decision_function(x[tuning]))), model))
     _, best = max(found, key=lambda pair: pair[0])
     return best.predict_proba(x)[:, 1]
 
 
-def _lightgbm(x: Rows, task: Task, seed: int) -> NDArray[np.floating]:
+def _lightgbm(x: Rows, task: Task, seed: int, params: Params) -> NDArray[np.floating]:
     from lightgbm import Dataset, early_stopping, train
 
     rows = Dataset(x[task.train_rows], task.y[task.train_rows])
@@ -123,11 +127,11 @@ def _lightgbm(x: Rows, task: Task, seed: int) -> NDArray[np.floating]:
         "verbosity": -1,
     }
     stop = early_stopping(PATIENCE, verbose=False)
-    model = train(settings, rows, MOST_TREES, valid_sets=[tuning], callbacks=[stop])
+    model = train(settings | params, rows, MOST_TREES, valid_sets=[tuning], callbacks=[stop])
     return np.asarray(model.predict(x, num_iteration=model.best_iteration))
 
 
-def _xgboost(x: Rows, task: Task, seed: int) -> NDArray[np.floating]:
+def _xgboost(x: Rows, task: Task, seed: int, params: Params) -> NDArray[np.floating]:
     from xgboost import DMatrix, train
 
     rows = DMatrix(x[task.train_rows], task.y[task.train_rows], nthread=1)
@@ -146,7 +150,7 @@ def _xgboost(x: Rows, task: Task, seed: int) -> NDArray[np.floating]:
         "nthread": 1,
     }
     model = train(
-        settings,
+        settings | params,
         rows,
         MOST_TREES,
         evals=[(tuning, "tuning")],
