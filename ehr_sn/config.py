@@ -774,7 +774,7 @@ class Tune(_Model):
 
     def space(self, architecture: str) -> dict[str, Numbers]:
         """What is tried of each parameter of a network or a baseline."""
-        name = architecture if architecture in BASELINES else "networks"
+        name = architecture.partition("+")[0] if architecture in BASELINES else "networks"
         return dict(getattr(self.search, name))
 
 

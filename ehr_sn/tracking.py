@@ -40,6 +40,7 @@ from ehr_sn.evaluate.results import Result, curves, evaluate, rank_methods, reco
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.learning_curve import SHARES, FewerRows, compared
 from ehr_sn.models.train import (
+    NOTHING,
     Cell,
     Comparison,
     HeldOut,
@@ -130,7 +131,12 @@ class Tracker:
         against = reference_of(config, (method, scaler, architecture))
         reference = _held_out(_read_cells(config, store, *against)) if against else None
         held_out = _held_out(cells)
-        params = _params(config, store, (method, scaler, architecture)) | _chosen(cells)
+        params = _params(config, store, (method, scaler, architecture))
+        chosen = [cell.chosen for cell in cells]
+        if method == NOTHING:
+            baselines = [Cell(method, scaler, architecture, split) for split in range(len(cells))]
+            chosen = [tuned(config, store, cell) for cell in baselines]
+        params["chosen"] = _listed(chosen)
         seconds = {
             "impute_seconds": float(np.mean([cell.impute_seconds for cell in cells])),
             "fit_seconds": float(np.mean([cell.fit_seconds for cell in cells])),
@@ -556,10 +562,14 @@ def _learning_curves(cells: list[TrainedCell], disease: int) -> dict[str, list[f
     return learning
 
 
-def _chosen(cells: list[TrainedCell]) -> dict[str, str]:
-    """Parameters that the tuning rows chose, split by split: `exponent=0.5, exponent=1.0`."""
-    chosen = [" ".join(f"{k}={v}" for k, v in cell.chosen.items()) for cell in cells]
-    return {"chosen": ", ".join(chosen) if any(chosen) else ""}
+def _listed(chosen: Sequence[Mapping[str, Any]]) -> str:
+    """Parameters that the tuning rows chose, split by split.
+
+    >>> _listed([{"exponent": 0.5}, {}])
+    'exponent=0.5, as configured'
+    """
+    told = [" ".join(f"{k}={v}" for k, v in of_split.items()) for of_split in chosen]
+    return ", ".join(one or "as configured" for one in told) if any(told) else ""
 
 
 def _params(config: Config, store: Store, comparison: Comparison) -> dict[str, Any]:

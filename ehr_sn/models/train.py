@@ -34,6 +34,7 @@ from ehr_sn.models.methods import find_method
 from ehr_sn.models.mixture import Mixture, fit_mixture
 
 NOTHING = "none"  # the method and the scaler of a baseline
+PREDICTED = ("tuning", "held_out")  # rows; the latter are not there while settings are tuned
 FORMAT = 3  # raised whenever the same cell would be trained differently
 
 Comparison = tuple[str, str, str]
@@ -126,7 +127,7 @@ def cell_path(config: Config, store: Store, cell: Cell) -> Path:
         Its settings are to be tuned, and were not.
     """
     settings = tuned(config, store, cell)
-    key = [FORMAT, store.fingerprint, asdict(cell), *_about(config, cell)]
+    key = [FORMAT, store.fingerprint, asdict(cell), *_depends_on(config, cell)]
     name = digest([*key, settings] if settings else key)
     return store.path.parent / "cells" / f"{name}.safetensors"
 
@@ -136,7 +137,7 @@ def tuning_path(config: Config, store: Store, cell: Cell) -> Path:
 
     A store with fewer training rows shares those of the whole.
     """
-    train, architecture = _about(config, cell)
+    train, architecture = _depends_on(config, cell)
     train.pop("seeds")
     space = config.tune.space(cell.architecture)
     searched = {name: numbers.model_dump(mode="json") for name, numbers in space.items()}
@@ -373,7 +374,7 @@ def _networks(
         learned = get_state(part.rows.method).items()
         tensors |= {f"{prefix}/{k}": torch.from_numpy(v) for k, v in learned}
     split = store.splits()[:, cell.split]
-    for name in ("tuning", "held_out"):
+    for name in np.intersect1d(PREDICTED, split):
         predicted = [
             part.networks.model.predict_proba(torch.from_numpy(part.rows.table[split == name]))
             for part in parts
@@ -446,14 +447,13 @@ def _baseline(
     split = store.splits()[:, cell.split]
     tensors = {
         f"probability/{name}": torch.from_numpy(probability[..., split == name])
-        for name in ("tuning", "held_out")
+        for name in np.intersect1d(PREDICTED, split)
     }
     seconds = perf_counter() - started
-    about = {"impute_seconds": impute_seconds, "fit_seconds": seconds, "chosen": dict(settings)}
-    return tensors, about
+    return tensors, {"impute_seconds": impute_seconds, "fit_seconds": seconds, "chosen": {}}
 
 
-def _about(config: Config, cell: Cell) -> tuple[dict[str, Any], Any]:
+def _depends_on(config: Config, cell: Cell) -> tuple[dict[str, Any], Any]:
     """What of the configuration a cell depends on, tuning aside."""
     listed = {"methods", "architectures", "baselines"}
     train = config.train.model_dump(mode="json", exclude=listed)
