@@ -138,10 +138,10 @@ def tuning_path(config: Config, store: Store, cell: Cell) -> Path:
     A store with fewer training rows shares those of the whole.
     """
     train, architecture = _depends_on(config, cell)
-    train.pop("seeds")
+    train["seeds"] = config.tune.seeds
     space = config.tune.space(cell.architecture)
     searched = {name: numbers.model_dump(mode="json") for name, numbers in space.items()}
-    key = [FORMAT, store.path.name, asdict(cell), train, architecture, config.tune.seeds, searched]
+    key = [FORMAT, store.path.name, asdict(cell), train, architecture, searched]
     return store.path.parent / "tuning" / f"{digest(key)}.db"
 
 
