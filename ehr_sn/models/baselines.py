@@ -26,6 +26,7 @@ from ehr_sn.models.trees import HistTrees, PackageTrees, StackedTrees
 __all__ = ["BASELINES", "Baseline", "fit_baseline", "with_masked_copies"]
 
 Rows = NDArray[np.float32]
+Params = dict[str, Any]
 
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Inverse penalties (scikit-learn's C) that logistic regression chooses from."""
@@ -39,14 +40,14 @@ MASKED_COPIES = 2
 
 @dataclass(frozen=True)
 class Baseline:
-    """How it fits: table, task and seed → one model; and how many models become one that predicts.
+    """How it fits: table, task, seed, parameters → one model; and how several become one.
 
     method : how missing entries are filled, after z-scoring; None leaves features as they are
     masked_copies : whether it learns from masked copies of the training rows besides
     seeded : whether anything is drawn; if not, one fit stands for all seeds
     """
 
-    fit: Callable[[Rows, Task, int], Any]
+    fit: Callable[[Rows, Task, int, Params], Any]
     stacked: Callable[[Sequence[Any]], StackedTrees | StackedMLP]
     method: str | None = None
     masked_copies: bool = False
@@ -54,7 +55,7 @@ class Baseline:
 
 
 def fit_baseline(
-    name: str, x: Rows, tasks: Sequence[Task], seeds: Sequence[int]
+    name: str, x: Rows, tasks: Sequence[Task], seeds: Sequence[int], params: Params | None = None
 ) -> StackedTrees | StackedMLP:
     """A model for each task and seed, task-major, fitted on the task's training rows of x.
 
@@ -62,6 +63,7 @@ def fit_baseline(
     ----------
     name : one of `BASELINES`
     x : (rows, features), filled by the baseline's `method`, or with NaN where it has none
+    params : in place of its own, by the names of the package that fits it
 
     Raises
     ------
@@ -73,13 +75,13 @@ def fit_baseline(
             f"the baseline {name!r} needs a package of that name: pip install 'ehr-sn[{name}]', "
             "or take it out of train.baselines"
         )
-    baseline = BASELINES[name]
+    baseline, params = BASELINES[name], params or {}
     models = []
     for task in tasks:
         if baseline.seeded:
-            models += [baseline.fit(x, task, seed) for seed in seeds]
+            models += [baseline.fit(x, task, seed, params) for seed in seeds]
         else:
-            models += [baseline.fit(x, task, 0)] * len(seeds)
+            models += [baseline.fit(x, task, 0, params)] * len(seeds)
     return baseline.stacked(models)
 
 
@@ -106,30 +108,31 @@ def with_masked_copies(
     return np.concatenate([x, copies]), extended
 
 
-def _hist_gradient_boosting(x: Rows, task: Task, seed: int) -> HistTrees:
+def _hist_gradient_boosting(x: Rows, task: Task, seed: int, params: Params) -> HistTrees:
     """Boosting stops on the tuning rows' loss; kept are the trees up to their best AUROC."""
     train, tuning = task.train_rows, task.tuning_rows
-    model = HistGradientBoostingClassifier(
-        learning_rate=LEARNING_RATE,
-        max_iter=MOST_TREES,
-        max_leaf_nodes=LEAVES,
-        min_samples_leaf=ROWS_IN_LEAF,
-        max_features=FEATURES_A_SPLIT,
-        early_stopping=True,
-        n_iter_no_change=PATIENCE,
-        scoring="loss",
-        random_state=seed,
-    )
+    settings = {
+        "learning_rate": LEARNING_RATE,
+        "max_iter": MOST_TREES,
+        "max_leaf_nodes": LEAVES,
+        "min_samples_leaf": ROWS_IN_LEAF,
+        "max_features": FEATURES_A_SPLIT,
+        "early_stopping": True,
+        "n_iter_no_change": PATIENCE,
+        "scoring": "loss",
+        "random_state": seed,
+    }
+    model = HistGradientBoostingClassifier(**settings | params)
     model.fit(x[train], task.y[train], X_val=x[tuning], y_val=task.y[tuning])
     stages = np.stack([p[:, 1] for p in model.staged_predict_proba(x[tuning])])
     return HistTrees.of(model, n_trees=int(auroc(task.y[tuning], stages).argmax()) + 1)
 
 
-def _logistic_regression(x: Rows, task: Task, seed: int) -> LogisticRegression:
-    """L2-penalised; of `PENALTIES` the one with the best AUROC on the tuning rows."""
+def _logistic_regression(x: Rows, task: Task, seed: int, params: Params) -> LogisticRegression:
+    """L2-penalised; C as given, or the one of `PENALTIES` with the best AUROC on tuning rows."""
     train, tuning = task.train_rows, task.tuning_rows
     found = []
-    for penalty in PENALTIES:
+    for penalty in [params["C"]] if params else PENALTIES:
         model = LogisticRegression(C=penalty, max_iter=1000).fit(x[train], task.y[train])
         found.append((float(auroc(task.y[tuning], model.decision_function(x[tuning]))), model))
     return max(found, key=lambda pair: pair[0])[1]
@@ -146,7 +149,7 @@ def _as_networks(models: Sequence[LogisticRegression]) -> StackedMLP:
     return StackedMLP.from_state(network.state() | tensors)
 
 
-def _lightgbm(x: Rows, task: Task, seed: int) -> PackageTrees:
+def _lightgbm(x: Rows, task: Task, seed: int, params: Params) -> PackageTrees:
     from lightgbm import Dataset, early_stopping, train
 
     rows = Dataset(x[task.train_rows], task.y[task.train_rows])
@@ -167,12 +170,12 @@ def _lightgbm(x: Rows, task: Task, seed: int) -> PackageTrees:
         "verbosity": -1,
     }
     stop = early_stopping(PATIENCE, verbose=False)
-    model = train(settings, rows, MOST_TREES, valid_sets=[tuning], callbacks=[stop])
+    model = train(settings | params, rows, MOST_TREES, valid_sets=[tuning], callbacks=[stop])
     text = model.model_to_string(num_iteration=model.best_iteration)
     return PackageTrees("lightgbm", [text.encode()])
 
 
-def _xgboost(x: Rows, task: Task, seed: int) -> PackageTrees:
+def _xgboost(x: Rows, task: Task, seed: int, params: Params) -> PackageTrees:
     from xgboost import DMatrix, train
 
     rows = DMatrix(x[task.train_rows], task.y[task.train_rows], nthread=1)
@@ -191,7 +194,7 @@ def _xgboost(x: Rows, task: Task, seed: int) -> PackageTrees:
         "nthread": 1,
     }
     model = train(
-        settings,
+        settings | params,
         rows,
         MOST_TREES,
         evals=[(tuning, "tuning")],
