@@ -197,11 +197,15 @@ def _judge_repeats(db: duckdb.DuckDBPyConnection, judged: str) -> None:
 def _measured(db: duckdb.DuckDBPyConnection, config: Config) -> tuple[str, str]:
     """SQL for a value in its measurement's unit, and branches for why it is unusable."""
     in_unit, against = "", ""
+    held = dict(
+        db.execute(
+            "SELECT key, list(DISTINCT code_id ORDER BY code_id) FROM code_sets GROUP BY key"
+        ).fetchall()
+    )
     for name, measurement in config.features.measurements.items():
-        held = db.execute(f"{held_by(MEASUREMENTS + name)} GROUP BY 1 ORDER BY 1").fetchall()
-        if not held:
+        if MEASUREMENTS + name not in held:
             continue
-        of = f"code_id IN ({', '.join(str(code_id) for (code_id,) in held)})"
+        of = f"code_id IN ({', '.join(map(str, held[MEASUREMENTS + name]))})"
         if measurement.units:
             in_unit += f"WHEN {of} THEN CASE {_conversions(measurement.conversions)} END\n"
             against += f"""WHEN {of} AND number IS NOT NULL AND converted IS NULL THEN
