@@ -58,13 +58,14 @@ def list_features(config: Config) -> list[Feature]:
         for name, static in features.wide.items()
         for column in feature_columns(name, static)
     ]
+    codes = {name: tuple(map(as_configured, c)) for name, c in features.measured_codes.items()}
     for name, measurement in features.measurements.items():
         units = {"count": "", "slope": f"{measurement.unit or '1'}/year", "days_since_last": "days"}
         listed += [
             Feature(
                 f"{name}.{aggregate}",
                 "measurement",
-                tuple(map(as_configured, features.measured_codes[name])),
+                codes[name],
                 aggregate,
                 units.get(aggregate, measurement.unit),
                 measurement.plausible,
