@@ -13,7 +13,8 @@ and children counted. What they do differs:
   shards at a time as there are cores, DuckDB held to 1 GB in each
 
 Contenders take turns, and the fastest of `--repeats` counts, so other work on the machine disturbs
-little; processor time, of all cores, is disturbed less than the clock's. The rows that pandas and ehr-sn arrive at are compared as well.
+little; processor time, of all cores together, is disturbed less than the clock's. The rows that
+pandas and ehr-sn arrive at are compared as well.
 """
 
 import argparse
@@ -132,7 +133,7 @@ def simulated(n: int, folder: Path) -> Path:
 
 
 def measured(contender: Callable, tables: Path, out: Path, cores: int) -> dict:
-    """Seconds, seconds of processors, peak resident memory and content of one run in a fresh process."""
+    """Seconds of clock and processors, peak memory and content of a run in a fresh process."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     context = multiprocessing.get_context("spawn")
@@ -192,8 +193,9 @@ def group_by(tables: Path, out: Path):
     db = duckdb.connect()
     db.execute(f"SET memory_limit = '1GB'; SET temp_directory = '{out}'")
     query = f"""SELECT sum(value), sum(mean), min(low), max(high), sum(n) FROM (
-        SELECT arg_max(value_as_number, measurement_datetime) AS value, avg(value_as_number) AS mean,
-            min(value_as_number) AS low, max(value_as_number) AS high, count(*) AS n
+        SELECT arg_max(value_as_number, measurement_datetime) AS value,
+            avg(value_as_number) AS mean, min(value_as_number) AS low,
+            max(value_as_number) AS high, count(*) AS n
         FROM '{tables / "measurement.parquet"}' GROUP BY person_id, measurement_concept_id)"""
     return lambda: db.execute(query).fetchall(), lambda done: None
 

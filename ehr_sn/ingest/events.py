@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from ehr_sn.config import Config, Conversion, Events
+from ehr_sn.config import MICRO, Config, Conversion, Events
 from ehr_sn.ingest.cells import (
     LARGEST,
     MADE_MISSING,
@@ -115,7 +115,10 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
     """Make the table `judged_I` of a source's rows, with the reasons against row and value."""
     events, judged = config.events[i], f"judged_{i}"
     value = identifier(events.numeric_value) if events.numeric_value else "NULL::DOUBLE"
-    unit = f"coalesce(trim({identifier(events.unit)}::VARCHAR), '')" if events.unit else "''"
+    unit = "''"
+    if events.unit:
+        signs = ", ".join(map(literal, MICRO))
+        unit = f"coalesce(replace(trim({identifier(events.unit)}::VARCHAR), {signs}), '')"
     converted, against = _measured(db, config) if events.numeric_value else ("number", "")
     value_reason = value_reason_of("value", events.numeric_value, against)
     types = types_of(db, events.table)
