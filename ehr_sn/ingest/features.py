@@ -6,6 +6,7 @@ no pivot, and never more than HELD_EVENTS in memory. Of more, DuckDB sorts the s
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import duckdb
@@ -21,6 +22,7 @@ from ehr_sn.ingest.wide import feature_columns
 
 BLOCK_ROWS = 65_536
 HELD_EVENTS = 2**22  # of 24 bytes each, and as much again several times over while they are sorted
+AT_ONCE = 2**15  # of the events that are held
 
 _Columns = dict[str, np.ndarray]
 
@@ -146,8 +148,9 @@ class _MeasurementScatter(_Scatter):
             {_known(config, sets)} AND e.numeric_value IS NOT NULL"""
         with_slope = "slope" in self._columns
         super().__init__(
-            _of_cells(_aggregate(_in_order(part), with_slope), len(sets))
+            _of_cells(_aggregate(events, with_slope), len(sets))
             for part in (_whole_cells(db, query) if sets else ())
+            for events in _in_order(part)
         )
 
     def fill(self, block: np.ndarray, start: int) -> None:
@@ -210,17 +213,21 @@ def _cut_anew(batches: Iterator[pa.RecordBatch]) -> Iterator[_Columns]:
         yield _columns(rest)
 
 
-def _in_order(events: _Columns) -> _Columns:
-    """By cell, time and value: as np.lexsort, but quick where a cell's lie in order of time."""
+def _in_order(events: _Columns) -> Iterator[_Columns]:
+    """By cell, time and value, as np.lexsort does, in parts of whole cells that stay in the cache.
+
+    It is quick where a cell's events lie in order of time already.
+    """
     order = np.argsort(events["cell"], kind="stable")
-    cell, time, value = (events[key][order] for key in ("cell", "time", "value"))
-    earlier = (time[1:] < time[:-1]) | ((time[1:] == time[:-1]) & (value[1:] < value[:-1]))
-    late = earlier & (cell[1:] == cell[:-1])
-    if late.any():
-        moved = np.flatnonzero(np.isin(cell, cell[1:][late]))
-        again = moved[np.lexsort((value[moved], time[moved], cell[moved]))]
-        time[moved], value[moved] = time[again], value[again]
-    return {"cell": cell, "time": time, "value": value}
+    cells = events["cell"][order]
+    cuts = np.unique(np.searchsorted(cells, cells[::AT_ONCE]))
+    for start, stop in pairwise([*cuts, len(cells)]):
+        cell, time, value = (events[key][order[start:stop]] for key in ("cell", "time", "value"))
+        earlier = (time[1:] < time[:-1]) | ((time[1:] == time[:-1]) & (value[1:] < value[:-1]))
+        if (earlier & (cell[1:] == cell[:-1])).any():
+            by_time = np.lexsort((value, time, cell))
+            time, value = time[by_time], value[by_time]
+        yield {"cell": cell, "time": time, "value": value}
 
 
 def _of_cells(aggregates: _Columns, measurements: int) -> _Columns:
