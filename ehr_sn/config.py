@@ -38,6 +38,7 @@ from ehr_sn.models.methods import method_names
 AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
 SPLITS = ("train", "tuning", "held_out")
 RESERVED = ("row", "subject_id", "prediction_time", "follow_up_end")
+MICRO = ("\u00b5", "\u03bc")  # the sign, and the Greek letter that looks the same
 CONCEPTS = "concept_ancestor"  # OMOP's table of which concept lies below which
 BASELINES = (
     "hist_gradient_boosting",
@@ -415,6 +416,14 @@ class Conversion(_Model):
         return {"factor": value} if number else value
 
 
+def one_micro(unit: str) -> str:
+    """A unit with the Greek letter for the micro sign, which looks the same.
+
+    Not by NFKC, to which 10\u2079/L would be 109/L.
+    """
+    return unit.replace(*MICRO)
+
+
 class Measurement(Range):
     """A timed quantity: the codes under which its values are recorded (default: its own name).
 
@@ -430,11 +439,13 @@ class Measurement(Range):
     def _own_unit(self) -> Self:
         if self.units and not self.unit:
             raise ValueError("units: convert to `unit`, which is not given")
-        own = self.units.get(self.unit)
+        own = {one_micro(name): factor for name, factor in self.units.items()}.get(
+            one_micro(self.unit)
+        )
         if own is not None and own != Conversion(factor=1):
             raise ValueError(f"units: the factor of {self.unit} itself, the unit, is 1")
-        if len({name.strip() for name in self.units}) < len(self.units):
-            raise ValueError("units: each may be named only once")
+        if len({one_micro(name.strip()) for name in self.units}) < len(self.units):
+            raise ValueError("units: each may be named only once (\u00b5 and \u03bc are one)")
         return self
 
     @property
@@ -442,8 +453,8 @@ class Measurement(Range):
         """How to convert from each unit, its own among them; none where units are not looked at."""
         if not self.units:
             return {}
-        named = {name.strip(): conversion for name, conversion in self.units.items()}
-        return {self.unit.strip(): Conversion(factor=1)} | named
+        named = {one_micro(name.strip()): factor for name, factor in self.units.items()}
+        return {one_micro(self.unit.strip()): Conversion(factor=1)} | named
 
 
 class Features(_Model):
