@@ -10,7 +10,17 @@ from datetime import UTC, date, datetime
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeVar,
+    get_args,
+    get_origin,
+)
 
 import duckdb
 import yaml
@@ -38,8 +48,15 @@ from ehr_sn.models.methods import method_names
 AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
 SPLITS = ("train", "tuning", "held_out")
 RESERVED = ("row", "subject_id", "prediction_time", "follow_up_end")
+MICRO = ("\u00b5", "\u03bc")  # the sign, and the Greek letter that looks the same
 CONCEPTS = "concept_ancestor"  # OMOP's table of which concept lies below which
-BASELINES = ("hist_gradient_boosting", "logistic_regression", "lightgbm", "xgboost")
+BASELINES = (
+    "hist_gradient_boosting",
+    "boosting+masked_copies",
+    "logistic_regression",
+    "lightgbm",
+    "xgboost",
+)
 EXTRAS = ("lightgbm", "xgboost")  # baselines that need a package of their name
 REFERENCE = "zero"  # every other method is compared with it, on the same subjects
 DATA_ROOT = "EHR_SN_DATA_ROOT"  # environment variable that takes the place of `data_root`
@@ -411,6 +428,14 @@ class Conversion(StrictModel):
         return {"factor": value} if number else value
 
 
+def one_micro(unit: str) -> str:
+    """A unit with the Greek letter for the micro sign, which looks the same.
+
+    Not by NFKC, to which 10\u2079/L would be 109/L.
+    """
+    return unit.replace(*MICRO)
+
+
 class Measurement(Range):
     """A timed quantity: the codes under which its values are recorded (default: its own name).
 
@@ -426,11 +451,13 @@ class Measurement(Range):
     def _own_unit(self) -> Self:
         if self.units and not self.unit:
             raise ValueError("units: convert to `unit`, which is not given")
-        own = self.units.get(self.unit)
+        own = {one_micro(name): factor for name, factor in self.units.items()}.get(
+            one_micro(self.unit)
+        )
         if own is not None and own != Conversion(factor=1):
             raise ValueError(f"units: the factor of {self.unit} itself, the unit, is 1")
-        if len({name.strip() for name in self.units}) < len(self.units):
-            raise ValueError("units: each may be named only once")
+        if len({one_micro(name.strip()) for name in self.units}) < len(self.units):
+            raise ValueError("units: each may be named only once (\u00b5 and \u03bc are one)")
         return self
 
     @property
@@ -438,8 +465,8 @@ class Measurement(Range):
         """How to convert from each unit, its own among them; none where units are not looked at."""
         if not self.units:
             return {}
-        named = {name.strip(): conversion for name, conversion in self.units.items()}
-        return {self.unit.strip(): Conversion(factor=1)} | named
+        named = {one_micro(name.strip()): factor for name, factor in self.units.items()}
+        return {one_micro(self.unit.strip()): Conversion(factor=1)} | named
 
 
 class Features(StrictModel):
@@ -656,6 +683,132 @@ def baseline_is_installed(name: str) -> bool:
     return name not in EXTRAS or find_spec(name) is not None
 
 
+class Numbers(StrictModel):
+    """What tuning tries of a parameter: numbers from `low` to `high`, or a list to choose from."""
+
+    low: float = 0
+    high: float = 0
+    choices: Annotated[tuple[float, ...], Distinct] = ()
+    whole: ClassVar[bool] = False
+    log: ClassVar[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choices_alone(cls, value: Any) -> Any:
+        return {"choices": value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _something_to_try(self) -> Self:
+        if bool(self.choices) == bool(self.model_fields_set & {"low", "high"}):
+            raise ValueError("give low and high, or a list of numbers")
+        if not self.choices and not self.low < self.high:
+            raise ValueError(f"low, {self.low:g}, must lie below high, {self.high:g}")
+        if self.whole and any(number % 1 for number in self.tried):
+            raise ValueError("give whole numbers")
+        return self
+
+    @property
+    def tried(self) -> tuple[float, ...]:
+        """The choices, or both ends."""
+        return self.choices or (self.low, self.high)
+
+
+class Magnitudes(Numbers):
+    """As `Numbers`, drawn evenly on a logarithmic scale."""
+
+    log: ClassVar[bool] = True
+
+
+class WholeNumbers(Magnitudes):
+    """As `Magnitudes`, whole ones."""
+
+    whole: ClassVar[bool] = True
+
+
+def _between(least: float, most: float) -> AfterValidator:
+    def check(value: Numbers) -> Numbers:
+        if min(value.tried) < least or max(value.tried) > most:
+            raise ValueError(f"only numbers from {least:g} to {most:g} can be tried")
+        return value
+
+    return AfterValidator(check)
+
+
+class NetworkSearch(StrictModel):
+    """Of a network; `width` is that of every hidden layer, `dropout` for networks that have it."""
+
+    learning_rate: Annotated[Magnitudes, _between(1e-6, 1)] = Magnitudes(low=3e-4, high=3e-2)
+    weight_decay: Annotated[Magnitudes, _between(1e-8, 10)] = Magnitudes(low=1e-4, high=1)
+    batch_size: Annotated[WholeNumbers, _between(1, 2**20)] = WholeNumbers(choices=(128, 256, 512))
+    width: Annotated[WholeNumbers, _between(1, 2**14)] = WholeNumbers(choices=(32, 64, 128, 256))
+    dropout: Annotated[Numbers, _between(0, 0.95)] = Numbers(low=0.1, high=0.7)
+
+
+class LogisticRegressionSearch(StrictModel):
+    """C, the inverse penalty, one for all diseases."""
+
+    C: Annotated[Magnitudes, _between(1e-8, 1e8)] = Magnitudes(low=1e-4, high=10)
+
+
+class HistGradientBoostingSearch(StrictModel):
+    """By scikit-learn's names."""
+
+    learning_rate: Annotated[Magnitudes, _between(1e-4, 1)] = Magnitudes(low=0.02, high=0.2)
+    max_leaf_nodes: Annotated[WholeNumbers, _between(2, 2**14)] = WholeNumbers(low=4, high=63)
+    min_samples_leaf: Annotated[WholeNumbers, _between(1, 2**20)] = WholeNumbers(low=5, high=100)
+    l2_regularization: Annotated[Magnitudes, _between(1e-8, 1e6)] = Magnitudes(low=1e-2, high=100)
+    max_features: Annotated[Numbers, _between(0.01, 1)] = Numbers(low=0.2, high=1)
+
+
+class LightgbmSearch(StrictModel):
+    """By LightGBM's names."""
+
+    learning_rate: Annotated[Magnitudes, _between(1e-4, 1)] = Magnitudes(low=0.02, high=0.2)
+    num_leaves: Annotated[WholeNumbers, _between(2, 2**14)] = WholeNumbers(low=4, high=63)
+    min_data_in_leaf: Annotated[WholeNumbers, _between(1, 2**20)] = WholeNumbers(low=5, high=100)
+    lambda_l2: Annotated[Magnitudes, _between(1e-8, 1e6)] = Magnitudes(low=1e-2, high=100)
+    feature_fraction_bynode: Annotated[Numbers, _between(0.01, 1)] = Numbers(low=0.2, high=1)
+
+
+class XgboostSearch(StrictModel):
+    """By XGBoost's names."""
+
+    eta: Annotated[Magnitudes, _between(1e-4, 1)] = Magnitudes(low=0.02, high=0.2)
+    max_leaves: Annotated[WholeNumbers, _between(2, 2**14)] = WholeNumbers(low=4, high=63)
+    min_child_weight: Annotated[Magnitudes, _between(1e-3, 1e6)] = Magnitudes(low=0.5, high=20)
+    reg_lambda: Annotated[Magnitudes, _between(1e-8, 1e6)] = Magnitudes(low=1e-2, high=100)
+    colsample_bynode: Annotated[Numbers, _between(0.01, 1)] = Numbers(low=0.2, high=1)
+
+
+class Search(StrictModel):
+    """Where tuning looks: `low` and `high`, or a list, of every parameter."""
+
+    networks: NetworkSearch = NetworkSearch()
+    hist_gradient_boosting: HistGradientBoostingSearch = HistGradientBoostingSearch()
+    logistic_regression: LogisticRegressionSearch = LogisticRegressionSearch()
+    lightgbm: LightgbmSearch = LightgbmSearch()
+    xgboost: XgboostSearch = XgboostSearch()
+
+
+class Tune(StrictModel):
+    """As many trials for every method, scaler and architecture, and for every baseline.
+
+    On each split, a trial trains `seeds` networks a disease with other parameters, and counts by
+    its AUROC on tuning rows. The first trial is `train` as it is. 0 trials: nothing is tuned.
+    """
+
+    trials: int = Field(20, ge=0)
+    seeds: int = Field(2, ge=1)
+    search: Search = Search()
+
+    def space(self, architecture: str) -> dict[str, Numbers]:
+        """What is tried of each parameter of a network or a baseline."""
+        if architecture not in BASELINES:
+            return dict(self.search.networks)
+        name = architecture.replace("boosting+masked_copies", "hist_gradient_boosting")
+        return dict(getattr(self.search, name))
+
+
 class GroupConfig(StrictModel):
     """Subjects by a feature: in bands between `edges`, or, without edges, by each of its values."""
 
@@ -735,6 +888,7 @@ class Config(StrictModel):
     labels: Annotated[dict[Name, Label], Some]
     splits: Splits = Splits()
     train: Train = Train()
+    tune: Tune = Tune(trials=0)
     evaluate: Evaluate = Evaluate()
     monitor: Monitor = Monitor()
     runner: Runner = Runner()
@@ -977,7 +1131,8 @@ class Config(StrictModel):
     @property
     def training_hash(self) -> str:
         """Short hash of the comparison's settings, for run tags and finished work on disk."""
-        return digest(self.train.model_dump(mode="json"))
+        train = self.train.model_dump(mode="json")
+        return digest([train, self.tune.model_dump(mode="json")] if self.tune.trials else train)
 
 
 def gives_away(key: str, label: str) -> str:

@@ -1,8 +1,9 @@
 """Results → MLflow, and back: everything said to MLflow, and nowhere else.
 
 One experiment a data set; one parent run a pipeline run; below it one run a disease, architecture,
-scaler and method. Runs carry flat parameters and metrics, so that they can be filtered, compared
-and plotted in the UI by clicking. Aggregates only: no row of any patient goes to MLflow.
+scaler and method, and, where it was tuned, one with all trials below it. Runs carry flat parameters
+and metrics, so that they can be filtered, compared and plotted in the UI by clicking. Aggregates
+only: no row of any patient goes to MLflow.
 
 A study is an experiment of its own, `study-NAME`: a parent run a result, below it a run a variant.
 """
@@ -42,13 +43,18 @@ from ehr_sn.evaluate.table import as_text
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.learning_curve import SHARES, FewerRows, compared
 from ehr_sn.models.train import (
+    NOTHING,
     Cell,
     Comparison,
     HeldOut,
     TrainedCell,
+    best_trial,
     cell_path,
     read_cell,
+    read_trials,
     reference_of,
+    tuned,
+    with_settings,
 )
 from ehr_sn.studies import StudyConfig, StudyResult
 
@@ -108,7 +114,7 @@ class Tracker:
 
     def _recorded(self) -> dict[Comparison, list[Run]]:
         recorded: dict[Comparison, list[Run]] = defaultdict(list)
-        for run in _children(self.client, self.experiment_id, self.parent_id):
+        for run in _results_below(self.client, self.experiment_id, self.parent_id):
             _, architecture, scaler, method = _key(run)
             recorded[method, scaler, architecture].append(run)
         return recorded
@@ -130,7 +136,12 @@ class Tracker:
         against = reference_of(config, (method, scaler, architecture))
         reference = _held_out(_read_cells(config, store, *against)) if against else None
         held_out = _held_out(cells)
-        params = _params(config, method, scaler, architecture) | _chosen(cells)
+        params = _params(config, store, (method, scaler, architecture))
+        chosen = [cell.chosen for cell in cells]
+        if method == NOTHING:
+            baselines = [Cell(method, scaler, architecture, split) for split in range(len(cells))]
+            chosen = [tuned(config, store, cell) for cell in baselines]
+        params["chosen"] = _listed(chosen)
         seconds = {
             "impute_seconds": float(np.mean([cell.impute_seconds for cell in cells])),
             "fit_seconds": float(np.mean([cell.fit_seconds for cell in cells])),
@@ -176,9 +187,48 @@ class Tracker:
         self.client.log_figure(run_id, figure, "roc_and_calibration.png")
         bias = sparsity_bias_figure({result.disease: diagnosis.bias})
         self.client.log_figure(run_id, bias, "sparsity_bias.png")
-        for shift in diagnosis.shifts:
-            _log_curves(self.client, run_id, shift.as_curves())
+        shifts = {k: v for shift in diagnosis.shifts for k, v in shift.as_curves().items()}
+        _log_curves(self.client, run_id, shifts)
         self.client.set_terminated(run_id)
+
+    def log_tuning(self, config: Config, store: Store, comparison: Comparison) -> None:
+        """Record the trials of a comparison below one run, in place of what was said of them."""
+        client, experiment_id = self.client, self.experiment_id
+        method, scaler, architecture = comparison
+        params = {"method": method, "scaler": scaler, "architecture": architecture}
+        name = " · ".join(["tuning", method, architecture, scaler])
+        for run in _children(client, experiment_id, self.parent_id):
+            if run.info.run_name == name:
+                for one in [*_children(client, experiment_id, run.info.run_id), run]:
+                    client.delete_run(one.info.run_id)
+
+        def start(name: str, kind: str, parent_id: str) -> str:
+            tags = {"ehr_sn.kind": kind, "mlflow.parentRunId": parent_id}
+            tags |= _tags(store, self.run_hash)
+            run = client.create_run(experiment_id, run_name=name, tags=tags)
+            return str(run.info.run_id)
+
+        run_id = start(name, "tuning", self.parent_id)
+        of_splits = [
+            read_trials(config, store, Cell(*comparison, split))
+            for split in range(config.splits.repeats)
+        ]
+        for split, trials in enumerate(of_splits):
+            for number, trial in enumerate(trials):
+                trial_id = start(f"split {split + 1} · trial {number}", "trial", run_id)
+                told = {"split": split + 1, "trial": number, "pruned": trial.pruned}
+                by_step = {"tuning_auroc": trial.aurocs}
+                _log(client, trial_id, params | told | trial.settings, by_step=by_step)
+                client.set_terminated(trial_id)
+        best = [best_trial(trials).aurocs[-1] for trials in of_splits]
+        metrics = {
+            "tuning_auroc": float(np.mean(best)),
+            "tuning_auroc_untuned": float(np.mean([trials[0].aurocs[-1] for trials in of_splits])),
+            "trials_pruned": sum(trial.pruned for trials in of_splits for trial in trials),
+        }
+        budget = {"trials": config.tune.trials, "seeds": config.tune.seeds}
+        _log(client, run_id, params | budget, metrics)
+        client.set_terminated(run_id)
 
     def log_learning_curve(self, config: Config, store: Store) -> None:
         """AUROC by percent of the training rows, added to the runs of `learning_curve.compared`."""
@@ -292,7 +342,7 @@ class FinishedRun:
 
     def results(self) -> list[dict[str, Any]]:
         """One flat dict a disease, architecture, scaler and method."""
-        runs = _children(self.client, self.run.info.experiment_id, self.run.info.run_id)
+        runs = _results_below(self.client, self.run.info.experiment_id, self.run.info.run_id)
         return [_as_result(self.client, run) for run in runs]
 
     def curves(self, run_id: str, prefix: str) -> dict[str, dict[int, float]]:
@@ -453,6 +503,12 @@ def _children(client: MlflowClient, experiment_id: str, parent_id: str) -> list[
             return runs
 
 
+def _results_below(client: MlflowClient, experiment_id: str, parent_id: str) -> list[Run]:
+    """The runs of a parent that hold results: not those of its tuning."""
+    runs = _children(client, experiment_id, parent_id)
+    return [run for run in runs if "ehr_sn.kind" not in run.data.tags]
+
+
 def _key(run: Run) -> tuple[str, str, str, str]:
     """Disease, architecture, scaler and method; empty where an interruption left none."""
     disease, architecture, scaler, method = (
@@ -486,6 +542,7 @@ def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:
         "impute_seconds": metrics["impute_seconds"],
         "fit_seconds": metrics["fit_seconds"],
         "n_splits": int(run.data.params["splits"]),
+        "trials": int(run.data.params.get("trials", 0)),
         "n_held_out": int(run.data.metrics["n_held_out"]),
         "n_positive": int(run.data.metrics["n_positive"]),
         "run_id": run.info.run_id,
@@ -557,22 +614,42 @@ def _learning_curves(cells: list[TrainedCell], disease: int) -> dict[str, list[f
     return learning
 
 
-def _chosen(cells: list[TrainedCell]) -> dict[str, str]:
-    """Parameters that the tuning rows chose, split by split: `exponent=0.5, exponent=1.0`."""
-    chosen = [" ".join(f"{k}={v}" for k, v in cell.chosen.items()) for cell in cells]
-    return {"chosen": ", ".join(chosen) if any(chosen) else ""}
+def _listed(chosen: Sequence[Mapping[str, Any]]) -> str:
+    """Parameters that the tuning rows chose, split by split.
+
+    >>> _listed([{"exponent": 0.5}, {}])
+    'exponent=0.5, as configured'
+    """
+    told = [" ".join(f"{k}={v}" for k, v in of_split.items()) for of_split in chosen]
+    return ", ".join(one or "as configured" for one in told) if any(told) else ""
 
 
-def _params(config: Config, method: str, scaler: str, architecture: str) -> dict[str, Any]:
-    """Flat parameters of a run, under the same names in every run."""
-    train = config.train
-    network = train.architectures.get(architecture)  # None for a baseline
+def _params(config: Config, store: Store, comparison: Comparison) -> dict[str, Any]:
+    """Flat parameters of a run, under the same names in every run.
+
+    Where tuning has set another value on each split, they are listed: `0.003, 0.01`.
+    """
+    every = []
+    for split in range(config.splits.repeats):
+        cell = Cell(*comparison, split)
+        every.append(_params_of_cell(with_settings(config, cell, tuned(config, store, cell)), cell))
+    return {
+        name: value
+        if all(other[name] == value for other in every)
+        else ", ".join(str(other[name]) for other in every)
+        for name, value in every[0].items()
+    }
+
+
+def _params_of_cell(config: Config, cell: Cell) -> dict[str, Any]:
+    train, method = config.train, cell.method
+    network = train.architectures.get(cell.architecture)  # None for a baseline
     return {
         "method": method,
         "mask_appended": method.endswith("+mask"),
-        "scaler": scaler,
+        "scaler": cell.scaler,
         "winsorise": train.winsorise,
-        "architecture": architecture,
+        "architecture": cell.architecture,
         "hidden": "-".join(str(width) for width in network.hidden) if network else "",
         "dropout": network.dropout if network else "",
         "batch_norm": network.batch_norm if network else "",
@@ -583,6 +660,7 @@ def _params(config: Config, method: str, scaler: str, architecture: str) -> dict
         "max_epochs": train.max_epochs,
         "patience": train.patience,
         "balance_classes": train.balance_classes,
+        "trials": config.tune.trials,
         "seeds": train.seeds,
         "splits": config.splits.repeats,
     }
@@ -623,6 +701,7 @@ def _parent_params(config: Config, store: Store) -> dict[str, Any]:
         **{f"methods_{scaler}": ", ".join(names) for scaler, names in train.methods.items()},
         "architectures": ", ".join(train.architectures),
         "baselines": ", ".join(train.baselines),
+        "trials": config.tune.trials,
         "seeds": train.seeds,
         "splits": config.splits.repeats,
     }

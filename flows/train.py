@@ -28,6 +28,21 @@ from ehr_sn.config import load_config, settings
 from ehr_sn.ingest.store import Store
 from ehr_sn.models import learning_curve
 from ehr_sn.models import train as training
+from ehr_sn.models import tune as tuning
+
+
+@step(name="tune", task_run_name="tune {method} {scaler} {architecture} split {split}")
+def tune(
+    config_path: str,
+    given: dict[str, str],
+    store_path: str,
+    method: str,
+    scaler: str,
+    architecture: str,
+    split: int,
+) -> str:
+    cell = training.Cell(method, scaler, architecture, split)
+    return str(tuning.tune(load_config(config_path, given), Store(Path(store_path)), cell))
 
 
 @step(name="train cell", task_run_name="train {method} {scaler} {architecture} split {split}")
@@ -67,6 +82,8 @@ def log_comparison(
 ) -> None:
     config, store = load_config(config_path), Store(Path(store_path))
     tracker = tracking.Tracker.of(config, store, parent_id)
+    if config.tune.trials:
+        tracker.log_tuning(config, store, (method, scaler, architecture))
     tracker.log_comparison(config, store, method, scaler, architecture)
 
 
@@ -78,12 +95,18 @@ def train_cells(config_path: str, store_path: str, parent_id: str) -> dict[str, 
     tracker = tracking.Tracker.of(config, store, parent_id)
     recorded = tracker.finished_comparisons(store)
     todo = [c for c in training.comparisons(config) if c not in recorded]
-    cells = {
-        (c, split): train_cell.submit(config_path, settings(), store_path, *c, split)
-        for c in todo
-        for split in splits
-    }
-    with StepProgress(len(cells) + len(todo) + config.evaluate.learning_curve) as progress:
+    keys = [(c, split) for c in todo for split in splits]
+    steps = len(keys) * (2 if config.tune.trials else 1) + len(todo)
+    with StepProgress(steps + config.evaluate.learning_curve) as progress:
+        if config.tune.trials:
+            tunings = [tune.submit(config_path, settings(), store_path, *c, s) for c, s in keys]
+            for (comparison, split), tuned in zip(keys, tunings, strict=True):
+                with progress.step("tuning", *comparison, f"split {split + 1}"):
+                    tuned.result()
+        cells = {
+            (c, split): train_cell.submit(config_path, settings(), store_path, *c, split)
+            for c, split in keys
+        }
         for comparison in todo:
             for split in splits:
                 with progress.step("training", *comparison, f"split {split + 1}"):

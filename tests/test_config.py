@@ -60,6 +60,9 @@ def test_the_shipped_and_the_test_configurations_are_valid(hospital):
         ("splits.repeat", 3, "repeats"),
         ("train.seed", 3, "seeds"),
         ("train.architectures.mlp.hiden", [3], "hidden"),
+        ("tune.trails", 3, "trials"),
+        ("tune.search.networks.learning_rat", [0.1], "learning_rate"),
+        ("tune.search.xgboost.eta.hight", 0.1, "high"),
     ],
 )
 def test_a_misspelt_key_is_named_with_its_line_and_the_nearest_valid_key(
@@ -167,6 +170,12 @@ def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, v
         ("train.architectures", {}, "name at least one"),
         ("train.architectures.mlp", {"hidden": []}, "name at least one"),
         ("train.architectures.mlp", {"dropout": 1}, "less than 1"),
+        ("tune.search.networks.dropout", {"low": 0.1, "high": 1}, "from 0 to 0.95 can be tried"),
+        ("tune.search.networks.width", [32, 0], "from 1 to 16384 can be tried"),
+        ("tune.search.networks.width", [32.5], "give whole numbers"),
+        ("tune.search.networks.width", [], "give low and high, or a list of numbers"),
+        ("tune.search.lightgbm.num_leaves", {"low": 8, "high": 4}, "8, must lie below high, 4"),
+        ("tune.search.logistic_regression.C", {"low": 0, "high": 4}, "from 1e-08"),
         ("train.methods.standard", ["neumis"], "did you mean 'neumiss'"),
         ("dataset", "../elsewhere", "letters, digits, _ and -"),
         ("labels.heart failure", {"codes": ["I50"], "prevalent": True}, "letters, digits, _ and -"),
@@ -182,7 +191,10 @@ def test_what_cannot_be_meant_is_refused(refused, key, value, said):
 def test_all_methods_means_every_method_and_installed_baseline(hospital):
     train = hospital.config(train={"methods": {"minmax": ["zero"]}}).train.with_methods("all")
     assert train.methods == {"minmax": ("zero",), "standard": tuple(method_names())}
-    assert train.baselines[:2] == ("hist_gradient_boosting", "logistic_regression")
+    assert train.baselines[:2] == (
+        "hist_gradient_boosting",
+        "boosting+masked_copies",
+    )
     assert set(train.baselines) == {name for name in BASELINES if baseline_is_installed(name)}
 
 

@@ -38,16 +38,26 @@ MOST_LEVELS = 10
 
 @dataclass(frozen=True)
 class DecisionCurve:
-    """Net benefit at each threshold: of the model, and of treating everybody (nobody's is 0)."""
+    """Net benefit at each threshold: of the model, and of treating everybody (nobody's is 0).
+
+    `low` and `high` are the ends of the model's 95% interval, threshold by threshold, and
+    `gain_low` the lower end of what it gains over everybody or nobody, whichever is lower.
+    """
 
     threshold: tuple[float, ...]
     model: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
     treat_all: tuple[float, ...]
+    gain_low: tuple[float, ...]
 
-    def useful(self) -> tuple[float, float] | None:
-        """The widest run of thresholds at which the model beats both; None if there is none."""
-        better = np.array(self.model) > np.maximum(self.treat_all, 0) + 1e-12
-        ends = np.flatnonzero(np.diff(np.concatenate([[0], better, [0]])))
+    def useful(self, *, surely: bool = False) -> tuple[float, float] | None:
+        """The widest run of thresholds at which the model beats both; None if there is none.
+
+        `surely`: by more than the luck of who was held out.
+        """
+        gain = self.gain_low if surely else np.subtract(self.model, np.maximum(self.treat_all, 0))
+        ends = np.flatnonzero(np.diff(np.concatenate([[0], np.array(gain) > 1e-12, [0]])))
         if not ends.size:
             return None
         starts, stops = ends[::2], ends[1::2] - 1
@@ -67,22 +77,41 @@ def net_benefit(y: ArrayLike, p: ArrayLike, threshold: float) -> float:
     """
     if not 0 < threshold < 1:
         raise ValueError(f"a threshold lies between 0 and 1, not at {threshold}")
-    positive, p = checked(y, p, ndim=1, probabilities=True)
-    flagged = p >= threshold
-    odds = threshold / (1 - threshold)
-    return float(((flagged & positive).sum() - odds * (flagged & ~positive).sum()) / p.size)
+    return float(_benefits(y, p, threshold)[0].mean())
 
 
 def decision_curve(splits: Sequence[Split], *, points: int = 60) -> DecisionCurve:
-    """The decision curve from a threshold of 1% to the 99th percentile of the predictions."""
+    """The decision curve from a threshold of 1% to the 99th percentile of the predictions.
+
+    Net benefit is a mean over subjects, and so has the standard error of a mean: that to which a
+    bootstrap of the subjects tends.
+    """
     highest = np.quantile(np.concatenate([np.asarray(p) for _, p in splits]), 0.99)
     thresholds = np.linspace(0.01, np.clip(highest, 0.02, 0.99), points)
-    model = [np.mean([net_benefit(y, p, t) for y, p in splits]) for t in thresholds]
-    prevalence = np.mean([np.mean(np.asarray(y)) for y, _ in splits])
-    everybody = prevalence - (1 - prevalence) * thresholds / (1 - thresholds)
+    columns = []
+    for threshold in thresholds:
+        parts = [_benefits(y, p, threshold) for y, p in splits]
+        model, se = _over_splits([benefit for benefit, _ in parts])
+        everybody, _ = _over_splits([of_all for _, of_all in parts])
+        gain, gain_se = _over_splits([benefit - of_all for benefit, of_all in parts])
+        low, high = model - Z95 * se, model + Z95 * se
+        columns.append((model, low, high, everybody, min(low, gain - Z95 * gain_se)))
     return DecisionCurve(
-        tuple(thresholds.tolist()), tuple(map(float, model)), tuple(everybody.tolist())
+        tuple(thresholds.tolist()), *(tuple(column) for column in zip(*columns, strict=True))
     )
+
+
+def _benefits(y: ArrayLike, p: ArrayLike, threshold: float) -> tuple[Array, Array]:
+    """What each subject adds to the net benefit of the model, and to that of treating everybody."""
+    positive, p = checked(y, p, ndim=1, probabilities=True)
+    of_all = np.where(positive, 1.0, -threshold / (1 - threshold))
+    return of_all * (p >= threshold), of_all
+
+
+def _over_splits(parts: Sequence[Array]) -> tuple[float, float]:
+    """The mean over splits of a mean over subjects, and its standard error: that of one split."""
+    squares = [part.var() / part.size for part in parts]
+    return float(np.mean([part.mean() for part in parts])), float(np.sqrt(np.mean(squares)))
 
 
 @dataclass(frozen=True)

@@ -287,14 +287,13 @@ def diagnose(
     """Disease → the diagnosis of one (method, scaler, architecture), from its trained cells.
 
     `held_out` is its predictions, one entry a split. The shifts are those of the first split: it
-    is slow to predict everything many times. There are none where its cell holds nothing to
-    predict with.
+    is slow to predict everything many times.
     """
     splits = range(config.splits.repeats)
     observed = (~np.isnan(store.values())).sum(axis=1)
     labels, dealt = store.labels(), store.splits()
     predict = load_predictor(config, store, Cell(*comparison, 0))
-    shifts = ShiftedRows.of(store).shifts(predict) if predict else [[] for _ in store.diseases]
+    shifts = ShiftedRows.of(store).shifts(predict)
     found = {}
     for i, disease in enumerate(store.diseases):
         rows = [(dealt[:, split] == "held_out") & ~np.isnan(labels[:, i]) for split in splits]

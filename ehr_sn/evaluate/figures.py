@@ -14,11 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ehr_sn.evaluate.clinical import DecisionCurve
 from ehr_sn.evaluate.diagnostics import RATES, Shift
 from ehr_sn.evaluate.plots import COLOURS, DPI
 from ehr_sn.evaluate.statistics import Friedman
 
 WIDTH, HEIGHT = 4.2, 3.3  # inches: readable on a phone without zooming
+WIDEST_LABEL = 20  # signs: longer names have a row of the legend to themselves
 INK, RULE = "#1b1f24", "#8a8f98"
 """Colours that `as_svg` hands over to the page: of its text, and of its rules."""
 
@@ -28,13 +30,17 @@ MECHANISM_NAMES = {"mcar": "at random", "panel": "whole panels", "mnar": "the hi
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a figure, in the palette's next colour; a `reference` in ink, dashed."""
+    """One line of a figure, in the palette's next colour; a `reference` in ink, dashed.
+
+    `band` holds the lower and upper ends of an interval, drawn as a shade.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     marker: str = ""
     reference: bool = False
+    band: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 def lines(
@@ -49,7 +55,8 @@ def lines(
     height: float = HEIGHT,
 ) -> Figure:
     """Lines over one another, with their names below; `percent` writes the x axis so."""
-    rows = -(-len(series) // 2)
+    columns = 1 if any(len(line.label) > WIDEST_LABEL for line in series) else 2
+    rows = -(-len(series) // columns)
     total = height + 0.2 * rows
     figure = Figure(figsize=(WIDTH, total), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
@@ -69,6 +76,8 @@ def lines(
             linewidth=1.5,
             label=line.label,
         )
+        if line.band:
+            axes.fill_between(line.x, *line.band, color=colour, alpha=0.2, linewidth=0)
     if diagonal:
         highest = max((max(line.x, default=0) for line in series), default=1)
         axes.plot([0, highest], [0, highest], color=RULE, linewidth=0.8, zorder=0)
@@ -90,7 +99,7 @@ def lines(
         figure.legend(
             loc="lower left",
             bbox_to_anchor=(0.12, 0),
-            ncols=2,
+            ncols=columns,
             fontsize=9,
             frameon=False,
             labelcolor=INK,
@@ -180,15 +189,13 @@ def learning_curve_figure(
     return lines(series, x="training rows used", y="AUROC", title=title, percent=True)
 
 
-def decision_figure(
-    threshold: Sequence[float], model: Sequence[float], everybody: Sequence[float], title: str = ""
-) -> Figure:
+def decision_figure(curve: DecisionCurve, title: str = "") -> Figure:
     """Net benefit of the model, of treating everybody (as far as it is positive), and nobody."""
-    shown = np.where(np.array(everybody) > -0.02, everybody, np.nan).tolist()
+    shown = np.where(np.array(curve.treat_all) > -0.02, curve.treat_all, np.nan).tolist()
     series = [
-        Line("model", threshold, model),
-        Line("treat everybody", threshold, shown, reference=True),
-        Line("treat nobody", threshold, [0.0] * len(threshold)),
+        Line("model, 95% interval", curve.threshold, curve.model, band=(curve.low, curve.high)),
+        Line("treat everybody", curve.threshold, shown, reference=True),
+        Line("treat nobody", curve.threshold, [0.0] * len(curve.threshold)),
     ]
     return lines(series, x="threshold probability", y="net benefit", title=title, percent=True)
 

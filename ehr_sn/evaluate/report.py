@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ehr_sn import __version__
-from ehr_sn.config import SPLITS, Config
+from ehr_sn.config import BASELINES, SPLITS, Config
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate import verdict
 from ehr_sn.evaluate.clinical import (
@@ -67,6 +67,7 @@ from ehr_sn.models.predict import (
     read_tuning,
 )
 from ehr_sn.models.train import (
+    NOTHING,
     REFERENCE,
     Cell,
     Comparison,
@@ -74,6 +75,7 @@ from ehr_sn.models.train import (
     cell_path,
     comparisons,
     read_cell,
+    reference_of,
 )
 
 SHOWN = 6
@@ -107,11 +109,22 @@ class Report:
 
     @cached_property
     def shown(self) -> list[Comparison]:
-        """The methods in figures: the best one's scaler and architecture, the main ones first."""
-        alike = [c for c in comparisons(self.config) if c[1:] == self.best[1:]]
-        first = (self.best[0], REFERENCE, SN, f"{REFERENCE}+mask", f"{SN}+mask")
-        order = {name: i for i, name in reversed(list(enumerate(first)))}
-        return sorted(alike, key=lambda c: order.get(c[0], len(first)))[:SHOWN]
+        """What is in figures: the best, others of its scaler and architecture, the baselines.
+
+        Where a baseline is the best, the networks are those that it is compared with.
+        """
+        networks = self.best
+        if self.best[0] == NOTHING:
+            networks = reference_of(self.config, self.best) or self.best
+        every = comparisons(self.config)
+        alike = [c for c in every if c[0] == NOTHING or c[1:] == networks[1:]]
+        first = (REFERENCE, SN, *BASELINES[:2], f"{REFERENCE}+mask", f"{SN}+mask")
+        order = {name: i for i, name in enumerate(first)}
+
+        def place(c: Comparison) -> tuple[bool, int]:
+            return c != self.best, order.get(c[2] if c[0] == NOTHING else c[0], len(first))
+
+        return sorted(alike, key=place)[:SHOWN]
 
     @cached_property
     def held_out(self) -> dict[Comparison, dict[str, list[HeldOut]]]:
@@ -206,7 +219,7 @@ class Report:
 
     @cached_property
     def shifts(self) -> dict[str, list[dict[str, Shift]]]:
-        """Disease → for each mechanism, method → shift; a method without curves is left out."""
+        """Disease → for each mechanism, method → shift."""
         run_of = {
             (r["disease"], r["method"], r["scaler"], r["architecture"]): r["run_id"]
             for r in self.recorded.results
@@ -217,11 +230,9 @@ class Report:
                 name_of(*c): self.recorded.curves(run_of[(disease, *c)], "shift_")
                 for c in self.shown
             }
-            known = {name: curve for name, curve in curves.items() if curve}
             found[disease] = [
-                {name: Shift.from_curves(m, curve) for name, curve in known.items()}
+                {name: Shift.from_curves(m, curve) for name, curve in curves.items()}
                 for m in SHIFTS
-                if known
             ]
         return found
 
@@ -257,7 +268,7 @@ class Report:
     @cached_property
     def importance(self) -> dict[str, list[Importance]]:
         predict = load_predictor(self.config, self.store, Cell(*self.best, 0))
-        return permutation_importance(predict, self.store) if predict else {}
+        return permutation_importance(predict, self.store)
 
     @cached_property
     def gradients(self) -> dict[str, dict[str, float]]:
@@ -317,8 +328,7 @@ class Report:
         )
 
     def _draw_decision(self, disease: str) -> Figure:
-        curve = self.decisions[disease]
-        return decision_figure(curve.threshold, curve.model, curve.treat_all, words(disease))
+        return decision_figure(self.decisions[disease], words(disease))
 
     def _draw_learning(self, disease: str) -> Figure:
         return learning_curve_figure(self.learning[disease], words(disease))

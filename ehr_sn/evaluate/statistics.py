@@ -282,7 +282,7 @@ def paired_bootstrap(
         of_positives, of_negatives = _resampled(rng, m, size), _resampled(rng, k, size)
         areas = []
         for order, left, right in ranked:
-            beaten = np.zeros((size, k + 1))
+            beaten = np.zeros((size, k + 1), dtype=of_negatives.dtype)
             np.cumsum(of_negatives[:, order], axis=1, out=beaten[:, 1:])
             wins = beaten[:, left] + beaten[:, right]
             areas.append(np.einsum("dm,dm->d", of_positives, wins) / (2 * m * k))

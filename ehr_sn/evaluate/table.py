@@ -16,6 +16,7 @@ SHORT = {
     SN: "SN",
     "multiple_imputation": "multiple",
     "hist_gradient_boosting": "hist_grad_boosting",
+    "masked_copies": "masked",
 }
 
 Results = Sequence[dict[str, Any]]
@@ -91,12 +92,14 @@ def explain(results: Results) -> str:
     seeds, splits = len(results[0]["auroc_per_seed"]), results[0]["n_splits"]
     over_splits = f", each seed's value being its mean over {splits} splits" if splits > 1 else ""
     not_narrowed = " Repeating splits does not narrow it." if splits > 1 else ""
+    trials = results[0]["trials"]
+    tuned = f" Tuned: {trials} trials each, on tuning rows." if trials else ""
     return (
         f"SN: {SN}. AUROC on held-out subjects: mean ± sd over {seeds} seeds{over_splits}. "
         "Difference: seed-averaged predictions with SN minus without; paired DeLong's interval "
         f"and p, Holm-corrected over the diseases.{not_narrowed} ▲ ▼: differs from zero "
         f"imputation, corrected p < {ESTABLISHED} (baselines: from that of the first "
-        "architecture). s: seconds a split, filling and training."
+        f"architecture). s: seconds a split, filling and training.{tuned}"
     )
 
 

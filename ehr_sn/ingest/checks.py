@@ -291,7 +291,8 @@ def _repeated_codes(
             equal,
             shared,
             f"{a} and {b} hold the same value at {equal:,} of the {shared:,} moments that "
-            "have both: one of them may be a copying error; use only the one you trust",
+            "have both: one of them may be a copying error; use only the one you trust (pairs are "
+            f"looked for among {SAMPLED_SUBJECTS:,} subjects)",
         )
         for (a, b), (equal, shared) in sorted(
             counted.items(), key=lambda pair: used.isdisjoint(pair[0])

@@ -120,9 +120,11 @@ def _require_one_unit(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     """An event has one value, whichever measurements its code belongs to."""
     measurements = config.features.measurements
     sets = []
+    declared = {
+        name: (one.conversions, one.unit if one.units else "") for name, one in measurements.items()
+    }
     for one, other in combinations(measurements, 2):
-        a, b = measurements[one], measurements[other]
-        if a.conversions == b.conversions and (a.unit == b.unit or not a.units):
+        if declared[one] == declared[other]:
             continue
         said = (
             f"{config.where(MEASUREMENTS + other)}: holds a code of {MEASUREMENTS}{one}, which "

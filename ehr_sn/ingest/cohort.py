@@ -32,6 +32,10 @@ def stage_labels(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
     """
     attrition = {}
     outcomes = {name: identifier(f"outcome_{name}") for name in config.labels}
+    db.execute(
+        """CREATE TEMP TABLE of_labels AS SELECT subject_id, time, code_id FROM event_rows
+        WHERE code_id IN (SELECT code_id FROM code_sets WHERE starts_with(key, 'labels.'))"""
+    )
     for name, label in config.labels.items():
         outcome = outcomes[name]
         if label.codes is None:
@@ -41,6 +45,7 @@ def stage_labels(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
     joins = " ".join(f"JOIN {outcome} USING (row)" for outcome in outcomes.values())
     columns = ", ".join(f"{outcome}.label AS {identifier(n)}" for n, outcome in outcomes.items())
     db.execute(f"CREATE TABLE labels AS SELECT row, {columns} FROM cohort {joins} ORDER BY row")
+    db.execute("DROP TABLE of_labels")
     return attrition
 
 
@@ -76,7 +81,7 @@ def _take_recorded(
                     AS in_gap,
                 min(e.time) FILTER (e.time > {begin}) AS first_after
             FROM cohort c {"JOIN stated USING (row)" if label.until else ""}
-            LEFT JOIN (SELECT subject_id, time FROM event_rows
+            LEFT JOIN (SELECT subject_id, time FROM of_labels
                 WHERE code_id IN ({held_by(f"labels.{name}")})) e ON c.subject_id = e.subject_id
             GROUP BY c.row))"""
     )
@@ -125,13 +130,14 @@ def stage_splits(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         dealt = f"""SELECT subject_id, {", ".join(deals)}
             FROM (SELECT DISTINCT subject_id FROM cohort)"""
     db.execute(f"CREATE TABLE splits AS {dealt} ORDER BY subject_id")
+    by_column = {column: _classes(db, config, column) for column in splits.columns}
     require(
         db,
         [
-            requirement
+            _of_each_class(config, disease, column, split, classes.get((split, disease), (0, 0)))
             for disease in config.labels
-            for column in splits.columns
-            for requirement in _of_each_class(db, config, disease, column)
+            for column, classes in by_column.items()
+            for split in SPLITS
         ],
     )
 
@@ -160,25 +166,33 @@ def _require_given(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     require(db, [Requirement(message, counts, refused=("faults",), reasons=faults)])
 
 
-def _of_each_class(
-    db: duckdb.DuckDBPyConnection, config: Config, disease: str, column: str
-) -> list[Requirement]:
-    counted = db.execute(
-        f"""SELECT {column}, count(*) FILTER ({identifier(disease)} = 1),
-            count(*) FILTER ({identifier(disease)} = 0)
+def _classes(
+    db: duckdb.DuckDBPyConnection, config: Config, column: str
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """Positives and negatives of each split and disease."""
+    counted = ", ".join(
+        f"[count(*) FILTER ({name} = 1), count(*) FILTER ({name} = 0)]"
+        for name in map(identifier, config.labels)
+    )
+    found = db.execute(
+        f"""SELECT {column}, {counted}
         FROM labels JOIN cohort USING (row) JOIN splits USING (subject_id) GROUP BY 1"""
     ).fetchall()
-    per_split = {split: (positive, negative) for split, positive, negative in counted}
-    where = config.where(f"labels.{disease}")
-    return [
-        Requirement(
-            f"{where}: {column} deals $positive positive and $negative negative rows to {split}; "
-            f"at least {MIN_PER_CLASS} of each are needed. Widen the label's window or codes, "
-            "take other fractions in `splits`, or leave the disease out",
-            {"positive": positive, "negative": negative},
-            needed=("positive", "negative"),
-            least=MIN_PER_CLASS,
-        )
-        for split in SPLITS
-        for positive, negative in [per_split.get(split, (0, 0))]
-    ]
+    return {
+        (split, disease): (positive, negative)
+        for split, *counts in found
+        for disease, (positive, negative) in zip(config.labels, counts, strict=True)
+    }
+
+
+def _of_each_class(
+    config: Config, disease: str, column: str, split: str, counts: tuple[int, int]
+) -> Requirement:
+    return Requirement(
+        f"{config.where(f'labels.{disease}')}: {column} deals $positive positive and $negative "
+        f"negative rows to {split}; at least {MIN_PER_CLASS} of each are needed. Widen the label's "
+        "window or codes, take other fractions in `splits`, or leave the disease out",
+        dict(zip(("positive", "negative"), counts, strict=True)),
+        needed=("positive", "negative"),
+        least=MIN_PER_CLASS,
+    )

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -23,6 +22,7 @@ import pyarrow as pa
 
 from ehr_sn.config import Config, Database, Fetched
 from ehr_sn.errors import DataError, did_you_mean, disk_is_full
+from ehr_sn.ingest.folders import hidden_folder
 from ehr_sn.ingest.sql import identifier, literal, typed_columns
 from ehr_sn.ingest.tables import columns_used, connect
 
@@ -66,7 +66,8 @@ class _LostConnectionError(Exception):
 def fetched(config: Config, beside: Path | None) -> Iterator[Config]:
     """The configuration, and with it copies of its databases' tables for as long as this lasts.
 
-    The copies lie in a hidden folder in `beside`, or where the system keeps temporary files.
+    The copies lie in a hidden folder in `beside`, or where the system keeps temporary files. Those
+    that a killed process left in `beside` are removed.
 
     Raises
     ------
@@ -77,12 +78,10 @@ def fetched(config: Config, beside: Path | None) -> Iterator[Config]:
     if not any(table.database for table in config.tables.values()):
         yield config
         return
-    if beside is not None:
-        beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=beside) as folder:
+    with hidden_folder(beside) as folder:
         for wait in (*WAITS, None):
             try:
-                copies = _fetch(config, Path(folder))
+                copies = _fetch(config, folder)
                 break
             except _LostConnectionError as lost:
                 if wait is None:

@@ -12,7 +12,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from ehr_sn.config import Config, Conversion, Events
+from ehr_sn.config import MICRO, Config, Conversion, Events
 from ehr_sn.ingest.cells import (
     LARGEST,
     MADE_MISSING,
@@ -115,7 +115,10 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
     """Make the table `judged_I` of a source's rows, with the reasons against row and value."""
     events, judged = config.events[i], f"judged_{i}"
     value = identifier(events.numeric_value) if events.numeric_value else "NULL::DOUBLE"
-    unit = f"coalesce(trim({identifier(events.unit)}::VARCHAR), '')" if events.unit else "''"
+    unit = "''"
+    if events.unit:
+        signs = ", ".join(map(literal, MICRO))
+        unit = f"coalesce(replace(trim({identifier(events.unit)}::VARCHAR), {signs}), '')"
     converted, against = _measured(db, config) if events.numeric_value else ("number", "")
     value_reason = value_reason_of("value", events.numeric_value, against)
     types = types_of(db, events.table)
@@ -197,11 +200,15 @@ def _judge_repeats(db: duckdb.DuckDBPyConnection, judged: str) -> None:
 def _measured(db: duckdb.DuckDBPyConnection, config: Config) -> tuple[str, str]:
     """SQL for a value in its measurement's unit, and branches for why it is unusable."""
     in_unit, against = "", ""
+    held = dict(
+        db.execute(
+            "SELECT key, list(DISTINCT code_id ORDER BY code_id) FROM code_sets GROUP BY key"
+        ).fetchall()
+    )
     for name, measurement in config.features.measurements.items():
-        held = db.execute(f"{held_by(MEASUREMENTS + name)} GROUP BY 1 ORDER BY 1").fetchall()
-        if not held:
+        if MEASUREMENTS + name not in held:
             continue
-        of = f"code_id IN ({', '.join(str(code_id) for (code_id,) in held)})"
+        of = f"code_id IN ({', '.join(map(str, held[MEASUREMENTS + name]))})"
         if measurement.units:
             in_unit += f"WHEN {of} THEN CASE {_conversions(measurement.conversions)} END\n"
             against += f"""WHEN {of} AND number IS NOT NULL AND converted IS NULL THEN

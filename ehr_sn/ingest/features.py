@@ -1,11 +1,12 @@
 """Cohort rows and events → the matrix of what was known at each prediction time.
 
-DuckDB joins and sorts; numpy aggregates the sorted stream and scatters the result, in order of
-rows, into dense blocks: no pivot, and never all events in memory.
+DuckDB joins; numpy sorts, aggregates and scatters the result, in order of rows, into dense blocks:
+no pivot, and never more than HELD_EVENTS in memory. Of more, DuckDB sorts the stream first.
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import duckdb
@@ -20,6 +21,8 @@ from ehr_sn.ingest.tables import count
 from ehr_sn.ingest.wide import feature_columns
 
 BLOCK_ROWS = 65_536
+HELD_EVENTS = 2**22  # of 24 bytes each, and as much again several times over while they are sorted
+AT_ONCE = 2**15  # of the events that are held
 
 _Columns = dict[str, np.ndarray]
 
@@ -57,13 +60,14 @@ def list_features(config: Config) -> list[Feature]:
         for name, static in features.wide.items()
         for column in feature_columns(name, static)
     ]
+    codes = {name: tuple(map(as_configured, c)) for name, c in features.measured_codes.items()}
     for name, measurement in features.measurements.items():
         units = {"count": "", "slope": f"{measurement.unit or '1'}/year", "days_since_last": "days"}
         listed += [
             Feature(
                 f"{name}.{aggregate}",
                 "measurement",
-                tuple(map(as_configured, features.measured_codes[name])),
+                codes[name],
                 aggregate,
                 units.get(aggregate, measurement.unit),
                 measurement.plausible,
@@ -139,14 +143,14 @@ class _MeasurementScatter(_Scatter):
             for aggregate in AGGREGATES
         }
         self._columns = {a: column for a, column in columns.items() if (column >= 0).any()}
-        # Sorted by what is selected, in narrow types: twice as fast as by what it is made from.
-        query = f"""SELECT c.row::INTEGER AS row, k.index::INTEGER AS measurement,
+        query = f"""SELECT c.row * {len(sets)} + k.index AS cell,
                 epoch_us(e.time) - epoch_us(c.prediction_time) AS time, e.numeric_value AS value
-            {_known(config, sets)} AND e.numeric_value IS NOT NULL
-            ORDER BY ALL"""
-        batches = _stream(db, query) if sets else iter(())
+            {_known(config, sets)} AND e.numeric_value IS NOT NULL"""
+        with_slope = "slope" in self._columns
         super().__init__(
-            _aggregate(part, with_slope="slope" in self._columns) for part in _whole_rows(batches)
+            _of_cells(_aggregate(events, with_slope), len(sets))
+            for part in (_whole_cells(db, query) if sets else ())
+            for events in _in_order(part)
         )
 
     def fill(self, block: np.ndarray, start: int) -> None:
@@ -181,15 +185,27 @@ def _columns(batch: pa.RecordBatch | pa.Table) -> _Columns:
     return {name: batch.column(name).to_numpy() for name in batch.schema.names}
 
 
-def _whole_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[_Columns]:
-    """Cut a stream anew, so that the events of one cohort row come together."""
+def _whole_cells(db: duckdb.DuckDBPyConnection, query: str) -> Iterator[_Columns]:
+    """The rows of a query, those of one `cell` together, in ascending parts; all in one, if few."""
+    held: list[pa.RecordBatch] = []
+    for batch in _stream(db, query):
+        held.append(batch)
+        if sum(one.num_rows for one in held) > HELD_EVENTS:
+            yield from _cut_anew(_stream(db, f"{query} ORDER BY cell"))
+            return
+    if held:
+        yield _columns(pa.Table.from_batches(held))
+
+
+def _cut_anew(batches: Iterator[pa.RecordBatch]) -> Iterator[_Columns]:
+    """Batches in order of `cell`, cut so that none is in two."""
     rest = None
     for batch in batches:
         if not batch.num_rows:
             continue
         joined = pa.Table.from_batches([batch] if rest is None else [*rest.to_batches(), batch])
-        row = joined.column("row").to_numpy()
-        cut = int(np.searchsorted(row, row[-1]))
+        cell = joined.column("cell").to_numpy()
+        cut = int(np.searchsorted(cell, cell[-1]))
         if cut:
             yield _columns(joined.slice(0, cut))
         rest = joined.slice(cut)
@@ -197,16 +213,38 @@ def _whole_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[_Columns]:
         yield _columns(rest)
 
 
+def _in_order(events: _Columns) -> Iterator[_Columns]:
+    """By cell, time and value, as np.lexsort does, in parts of whole cells that stay in the cache.
+
+    It is quick where a cell's events lie in order of time already.
+    """
+    order = np.argsort(events["cell"], kind="stable")
+    cells = events["cell"][order]
+    cuts = np.unique(np.searchsorted(cells, cells[::AT_ONCE]))
+    for start, stop in pairwise([*cuts, len(cells)]):
+        cell, time, value = (events[key][order[start:stop]] for key in ("cell", "time", "value"))
+        earlier = (time[1:] < time[:-1]) | ((time[1:] == time[:-1]) & (value[1:] < value[:-1]))
+        if (earlier & (cell[1:] == cell[:-1])).any():
+            by_time = np.lexsort((value, time, cell))
+            time, value = time[by_time], value[by_time]
+        yield {"cell": cell, "time": time, "value": value}
+
+
+def _of_cells(aggregates: _Columns, measurements: int) -> _Columns:
+    row, measurement = np.divmod(aggregates["cell"], measurements)
+    return {"row": row, "measurement": measurement, **aggregates}
+
+
 def _aggregate(events: _Columns, with_slope: bool) -> _Columns:
-    """Every aggregate of each (row, measurement), from events in order of row, measurement, time.
+    """Every aggregate of each cell (row and measurement), from events as `_in_order` has them.
 
     Sums are taken in that order, so that they do not depend, in their last bit, on how many
     threads DuckDB runs or on events outside the window.
     """
-    row, measurement, time, value = (events[key] for key in ("row", "measurement", "time", "value"))
-    begins = (np.diff(row, prepend=-1) != 0) | (np.diff(measurement, prepend=-1) != 0)
+    cell, time, value = (events[key] for key in ("cell", "time", "value"))
+    begins = np.diff(cell, prepend=-1) != 0
     first = np.flatnonzero(begins)
-    count = np.diff(first, append=len(row))
+    count = np.diff(first, append=len(cell))
     last = first + count - 1
     mean = np.add.reduceat(value, first) / count
     slopes = {}
@@ -219,8 +257,7 @@ def _aggregate(events: _Columns, with_slope: bool) -> _Columns:
         slopes["slope"] = np.full(len(first), np.nan)
         np.divide(covariance, variance, out=slopes["slope"], where=variance > 0)
     return {
-        "row": row[first],
-        "measurement": measurement[first],
+        "cell": cell[first],
         "last": value[last],
         "mean": mean,
         "min": np.minimum.reduceat(value, first),

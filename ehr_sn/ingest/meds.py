@@ -14,7 +14,6 @@ where no subject's value ever changes, else at each prediction time. Ages are le
 """
 
 import json
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from ehr_sn.config import SPLITS, Config
 from ehr_sn.errors import DataError
 from ehr_sn.ingest.code_sets import MEASUREMENTS
 from ehr_sn.ingest.features import list_features
+from ehr_sn.ingest.folders import disk_errors, hidden_folder
 from ehr_sn.ingest.sql import identifier, literal
 from ehr_sn.ingest.store import check
 from ehr_sn.ingest.tables import connect
@@ -34,6 +34,7 @@ from ehr_sn.ingest.wide import feature_columns
 MEDS_VERSION = "0.4.1"
 SUBJECT_IDS = Path("metadata") / "subject_ids.parquet"
 BIRTH, STATIC = "MEDS_BIRTH", "STATIC//"
+ELSEWHERE = "name another folder"
 _PARTS = ("events", "births", "statics", "labels", "splits", "codes")
 
 
@@ -53,23 +54,28 @@ def export_meds(
     ------
     DataError
         The folder holds something already, or the tables cannot be used as configured.
+    DiskError
+        The disk is full. Nothing is left behind.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: exists and is not empty: name a new folder, or empty this one")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".partial-{folder.name}-", dir=folder.parent) as made:
-        staged, built = Path(made) / "staged", Path(made) / "meds"
+    with (
+        disk_errors(folder, ELSEWHERE),
+        hidden_folder(folder.parent, f".partial-{folder.name}-") as made,
+    ):
+        staged, built = made / "staged", made / "meds"
         for part in _PARTS:
             (staged / part).mkdir(parents=True)
         (built / "metadata").mkdir(parents=True)
         shards: list[int] = []
 
         def stage(db: duckdb.DuckDBPyConnection, shard: int) -> None:
-            _stage(db, config, staged, shard)
+            with disk_errors(folder, ELSEWHERE):
+                _stage(db, config, staged, shard)
             shards.append(shard)
 
         check(config, shard_rows, stage)
-        with connect(Path(made) / "spill") as db:
+        with connect(made / "spill") as db:
             _write_whole(db, config, staged, built)
             for done, shard in enumerate(sorted(shards)):
                 _write_shard(db, config, staged, built, shard)

@@ -381,17 +381,7 @@ class _Dealer:
         shard = table.column("shard").to_numpy()
         table = table.drop_columns("shard")
         if not self._writers:
-            text = [f.name for f in table.schema if pa.types.is_string(f.type)]
-            self._writers = [
-                pq.ParquetWriter(
-                    path,
-                    table.schema,
-                    compression="lz4",
-                    use_dictionary=text,
-                    write_statistics=False,
-                )
-                for path in self._paths
-            ]
+            self._writers = [_dealt_writer(path, table.schema) for path in self._paths]
         if len(self._paths) > 1:
             table = table.take(pa.array(np.argsort(shard, kind="stable")))
         stops = np.cumsum(np.bincount(shard, minlength=len(self._paths)))
@@ -405,6 +395,27 @@ class _Dealer:
             table = pa.concat_tables(self._pending[shard])
             self._writers[shard].write_table(table, row_group_size=max(table.num_rows, 1))
             self._pending[shard] = []
+
+
+def _dealt_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """What is written once and read once: whole numbers and times by their differences, text by
+    lists and compressed, real numbers as they are."""
+    text = [field.name for field in schema if pa.types.is_string(field.type)]
+    whole = [
+        field.name
+        for field in schema
+        if pa.types.is_integer(field.type)
+        or pa.types.is_timestamp(field.type)
+        or pa.types.is_date(field.type)
+    ]
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression={name: "lz4" if name in text else "none" for name in schema.names},
+        use_dictionary=text,
+        column_encoding=dict.fromkeys(whole, "DELTA_BINARY_PACKED"),
+        write_statistics=False,
+    )
 
 
 class _MatrixWriter:

@@ -11,9 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, reduce
@@ -27,20 +26,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehr_sn.config import Config, digest
-from ehr_sn.errors import DataError, DiskError, disk_is_full
+from ehr_sn.errors import DataError, DiskError
 from ehr_sn.ingest.checks import Counts, find_all
 from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.features import list_features
+from ehr_sn.ingest.folders import clear_abandoned, disk_errors
 from ehr_sn.ingest.requirements import require_of_all
 from ehr_sn.ingest.shards import CODE_TABLES, Work, build_in_threads, prepare
 from ehr_sn.ingest.sql import literal
 from ehr_sn.ingest.tables import Source, connect, describe_sources
 
-FORMAT = 3  # raised whenever the same input would give another store
+FORMAT = 4  # raised whenever the same input would give another store
 
 CENSORING = (
     "a label is unknown where follow-up ends before its window does and nothing was recorded in it"
 )
+ELSEWHERE = "put the store elsewhere with data_dir"
 ABANDONED = 24 * 3600  # seconds after which another ingest's unfinished work is cleared away
 
 
@@ -56,7 +57,7 @@ def check(
     """
     with (
         tempfile.TemporaryDirectory(prefix="ehr-sn-") as folder,
-        _disk_errors(Path(folder)),
+        disk_errors(Path(folder), "name another folder in TMPDIR"),
         fetched(config, Path(folder)) as config,
     ):
         sources = describe_sources(config)
@@ -83,7 +84,7 @@ def ingest(
         The disk is full. Nothing is left behind.
     """
     folder = config.data_dir.absolute() / config.dataset
-    with _disk_errors(folder), fetched(config, folder) as config:
+    with disk_errors(folder, ELSEWHERE), fetched(config, folder) as config:
         return _ingest(config, folder, prepare, build)
 
 
@@ -101,9 +102,9 @@ def _ingest(
         if store.exists():  # another process was first
             shutil.rmtree(work.folder, ignore_errors=True)
             return store
-        _clear_abandoned(folder)
+        clear_abandoned(folder, ".work-", ABANDONED)
         try:
-            with _disk_errors(folder):
+            with disk_errors(folder, ELSEWHERE):
                 prepare(config, work)
                 build(config, work)
                 manifest = _manifest(config, sources, work)
@@ -227,32 +228,6 @@ def _is_there(folder: Path, lock: IO[str]) -> bool:
         return os.path.samestat((folder / "lock").stat(), os.fstat(lock.fileno()))
     except FileNotFoundError:
         return False
-
-
-def _clear_abandoned(folder: Path) -> None:
-    """Remove what killed ingests of other inputs left and nobody has gone on with for long."""
-    for other in folder.glob(".work-*"):
-        with suppress(OSError):  # it is at work, or gone
-            changed = max(path.stat().st_mtime for path in (other, *other.glob("*")))
-            if time.time() - changed < ABANDONED:
-                continue
-            with (other / "lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(other)
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Say of a full disk that it is full."""
-    try:
-        yield
-    except (OSError, duckdb.Error) as error:
-        if not disk_is_full(error):
-            raise
-        raise DiskError(
-            f"{folder}: the disk is full, or a limit on the size of files is reached; what was "
-            "written is removed. Make room, or put the store elsewhere with data_dir"
-        ) from None
 
 
 @dataclass(frozen=True)

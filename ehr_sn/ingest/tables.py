@@ -163,12 +163,10 @@ def notice(
 
 def headers(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, list[str]]:
     """The loaded columns of each table."""
-    loaded: dict[str, list[str]] = {name: [] for name in config.tables}
-    for table, column in db.execute(
-        "SELECT table_name, column_name FROM duckdb_columns() WHERE schema_name = 'source'"
-    ).fetchall():
-        loaded[table].append(column)
-    return loaded
+    return {
+        name: [column for column, *_ in db.execute(f"DESCRIBE {source(name)}").fetchall()]
+        for name in config.tables
+    }
 
 
 def sha256(path: Path) -> str:

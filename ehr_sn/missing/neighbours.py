@@ -63,14 +63,13 @@ class NearestNeighboursImputer(ModelImputer):
 
     def _squared_distances(self, Z: Rows, missing: NDArray[np.bool_]) -> Rows:
         """(rows, donors), infinite where no column is shared."""
-        a, in_a = np.where(missing, 0.0, Z), (~missing).astype(float)
-        b, in_b = np.nan_to_num(self.donors_), (~np.isnan(self.donors_)).astype(float)
-        total, squares = np.zeros((2, len(a), len(b)))
-        for j in range(a.shape[1]):
-            np.subtract(a[:, j, None], b[:, j], out=squares)
+        b, offered = np.nan_to_num(self.donors_), (~np.isnan(self.donors_)).astype(float)
+        total = np.zeros((len(Z), len(b)))
+        for j in range(Z.shape[1]):
+            rows = np.flatnonzero(~missing[:, j])
+            squares = Z[rows, j, None] - b[:, j]
             squares *= squares
-            squares *= in_a[:, j, None]
-            squares *= in_b[:, j]
-            total += squares
-        shared = in_a @ in_b.T  # whole numbers: exact in any order
-        return np.where(shared > 0, total * a.shape[1] / np.maximum(shared, 1.0), np.inf)
+            squares *= offered[:, j]
+            total[rows] += squares
+        shared = (~missing).astype(float) @ offered.T  # whole numbers: exact in any order
+        return np.where(shared > 0, total * Z.shape[1] / np.maximum(shared, 1.0), np.inf)

@@ -17,7 +17,8 @@ from ehr_sn.ingest.store import Store
 from ehr_sn.missing import make_method, set_state
 from ehr_sn.models.methods import find_method
 from ehr_sn.models.mlp import StackedMLP
-from ehr_sn.models.train import Cell, Comparison, HeldOut, cell_path, comparisons
+from ehr_sn.models.train import Cell, Comparison, HeldOut, cell_path, comparisons, filled_as
+from ehr_sn.models.trees import StackedTrees, trees_from_state
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Raw rows (rows, features), NaN = missing, to probabilities (diseases, seeds, rows)."""
@@ -40,24 +41,37 @@ class NetworkPredictor:
         return probability.reshape(self.diseases, -1, len(values)).numpy()
 
 
-def load_predictor(config: Config, store: Store, cell: Cell) -> Predict | None:
-    """What the trained cell predicts with, or None if its file holds no network.
+@dataclass(frozen=True)
+class TreesPredictor:
+    """Trees, stacked by disease, then by seed; they take missing entries as they are."""
+
+    trees: StackedTrees
+    diseases: int
+
+    def __call__(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Raw rows (rows, features) to probabilities (diseases, seeds, rows)."""
+        return self.trees.predict_proba(values).reshape(self.diseases, -1, len(values)).numpy()
+
+
+def load_predictor(config: Config, store: Store, cell: Cell) -> Predict:
+    """What the trained cell predicts with.
 
     For the held-out rows it gives, bit for bit, the probabilities that the file holds.
     """
     with safe_open(cell_path(config, store, cell), framework="pt") as file:
         chosen = json.loads(file.metadata()["about"])["chosen"]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if not _below("network/", tensors):
-        return None
+    diseases = len(store.diseases)
+    if trees := _below("trees/", tensors):
+        return TreesPredictor(trees_from_state(trees), diseases)
     network = StackedMLP.from_state(_below("network/", tensors))
 
     def method(prefix: str, **params: Any) -> Pipeline:
-        rows, winsorise = find_method(cell.method).rows, config.train.winsorise
-        pipeline = make_method(rows, cell.scaler, winsorise, **chosen, **params)
+        filled = filled_as(cell)
+        rows, winsorise = find_method(filled.method).rows, config.train.winsorise
+        pipeline = make_method(rows, filled.scaler, winsorise, **chosen, **params)
         return set_state(pipeline, {k: t.numpy() for k, t in _below(prefix, tensors).items()})
 
-    diseases = len(store.diseases)
     if "method/0" not in {name.rpartition("/")[0] for name in tensors}:
         return NetworkPredictor(method("method/"), network, diseases)
     seeds = config.train.seeds

@@ -7,8 +7,9 @@ an interrupted run finished is found again, and nothing else is.
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,21 +23,27 @@ from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from ehr_sn.config import REFERENCE, Config, digest
+from ehr_sn.errors import EhrSnError
 from ehr_sn.ingest.store import Store
 from ehr_sn.missing import get_state, make_method, set_state
 from ehr_sn.missing.amputate import find_panels
-from ehr_sn.models.baselines import BASELINES, fit_baseline
+from ehr_sn.models.baselines import BASELINES, fit_baseline, with_masked_copies
 from ehr_sn.models.fit import Architecture, Budget, Fitted, Task, fit
-from ehr_sn.models.masking import masking_of
+from ehr_sn.models.masking import Masking, masking_of
 from ehr_sn.models.methods import find_method
 from ehr_sn.models.mixture import Mixture, fit_mixture
+from ehr_sn.models.trees import StackedTrees
 
 NOTHING = "none"  # the method and the scaler of a baseline
+PREDICTED = ("tuning", "held_out")  # rows; the latter are not there while settings are tuned
 FORMAT = 3  # raised whenever the same cell would be trained differently
+BASELINE_FORMAT = 4  # the same for baselines
 
 Comparison = tuple[str, str, str]
 """Method, scaler and architecture, by their names."""
 Tensors = dict[str, torch.Tensor]
+Settings = dict[str, Any]
+"""Parameters that tuning sets, by their names in `tune.search` or of the method."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,100 @@ def reference_of(config: Config, comparison: Comparison) -> Comparison | None:
 
 
 def cell_path(config: Config, store: Store, cell: Cell) -> Path:
-    """Where the cell's file is, or will be."""
-    listed = {"methods", "architectures", "baselines"}
-    train = config.train.model_dump(mode="json", exclude=listed)
-    network = config.train.architectures.get(cell.architecture)
-    architecture = network.model_dump(mode="json") if network else cell.architecture
-    key = digest([FORMAT, store.fingerprint, asdict(cell), train, architecture])
-    return store.path.parent / "cells" / f"{key}.safetensors"
+    """Where the cell's file is, or will be.
+
+    Raises
+    ------
+    EhrSnError
+        Its settings are to be tuned, and were not.
+    """
+    settings = tuned(config, store, cell)
+    key = [_format(cell), store.fingerprint, asdict(cell), *_depends_on(config, cell)]
+    name = digest([*key, settings] if settings else key)
+    return store.path.parent / "cells" / f"{name}.safetensors"
+
+
+def tuning_path(config: Config, store: Store, cell: Cell) -> Path:
+    """Where the study of a cell's trials is, or will be; it goes on if more trials are asked for.
+
+    A store with fewer training rows shares those of the whole.
+    """
+    train, architecture = _depends_on(config, cell)
+    train["seeds"] = config.tune.seeds
+    space = config.tune.space(cell.architecture)
+    searched = {name: numbers.model_dump(mode="json") for name, numbers in space.items()}
+    key = [_format(cell), store.path.name, asdict(cell), train, architecture, searched]
+    return store.path.parent / "tuning" / f"{digest(key)}.db"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried, and how they did on tuning rows.
+
+    `aurocs` are means over diseases: of the first seed's prediction, of the average of the first
+    two, and so on. A pruned trial was given up after some of the seeds, maybe the first.
+    """
+
+    settings: Settings
+    aurocs: list[float]
+    pruned: bool
+
+
+def trials_path(config: Config, store: Store, cell: Cell) -> Path:
+    """Where the cell's finished trials are, or will be."""
+    path = tuning_path(config, store, cell)
+    return path.with_name(f"{path.stem}-{config.tune.trials}.json")
+
+
+def read_trials(config: Config, store: Store, cell: Cell) -> list[Trial]:
+    """The cell's trials.
+
+    Raises
+    ------
+    EhrSnError
+        They are not finished.
+    """
+    try:
+        written = trials_path(config, store, cell).read_text()
+    except FileNotFoundError:
+        raise EhrSnError(
+            f"{cell.method} · {cell.architecture} · {cell.scaler} is not tuned on split "
+            f"{cell.split + 1}: run `ehr-sn run CONFIG --force`"
+        ) from None
+    return [Trial(**trial) for trial in json.loads(written)]
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial:
+    """The one with the highest AUROC, of equals the first, among those that were not pruned."""
+    return max((trial for trial in trials if not trial.pruned), key=lambda trial: trial.aurocs[-1])
+
+
+def tuned(config: Config, store: Store, cell: Cell) -> Settings:
+    """The settings that the tuning rows chose for a cell; none without `tune`.
+
+    Raises
+    ------
+    EhrSnError
+        It is not tuned yet.
+    """
+    if not config.tune.trials:
+        return {}
+    return best_trial(read_trials(config, store, cell)).settings
+
+
+def with_settings(config: Config, cell: Cell, settings: Settings) -> Config:
+    """The configuration with the settings of a cell's network in place of its own."""
+    train = config.train
+    network = train.architectures.get(cell.architecture)
+    if network is None:
+        return config
+    changes = {name: v for name, v in settings.items() if name == "dropout"}
+    if "width" in settings:
+        changes["hidden"] = (settings["width"],) * len(network.hidden)
+    budget = {name: v for name, v in settings.items() if name in type(train).model_fields}
+    networks = train.architectures | {cell.architecture: network.model_copy(update=changes)}
+    train = train.model_copy(update=budget | {"architectures": networks})
+    return config.model_copy(update={"train": train})
 
 
 def train_cell(config: Config, store: Store, cell: Cell) -> Path:
@@ -137,15 +231,33 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
     path = cell_path(config, store, cell)
     if path.exists():
         return path
+    seeds = range(config.train.seeds)
+    tensors, about = fit_cell(config, store, cell, seeds, tuned(config, store, cell))
+    about |= {"cell": asdict(cell), "store": store.fingerprint, "diseases": store.diseases}
+    _write(path, tensors, about)
+    return path
+
+
+def fit_cell(
+    config: Config,
+    store: Store,
+    cell: Cell,
+    seeds: Sequence[int],
+    settings: Settings,
+    completed: Callable[[Settings], "Completed"] | None = None,
+) -> tuple[Tensors, dict[str, Any]]:
+    """Train a cell's networks, or baseline, of some seeds: what its file is to hold.
+
+    `completed` takes the place of `complete` for this cell, such as to keep what it returns.
+    """
     # Cells train side by side, a core each: that is as fast as all cores on one cell, several times
     # faster where other work competes for them, and the bits do not depend on how many there are.
     torch.set_num_threads(1)
     threadpool_limits(1)  # for NumPy and scikit-learn
-    train = _baseline if cell.method == NOTHING else _networks
-    tensors, about = train(config, store, cell)
-    about |= {"cell": asdict(cell), "store": store.fingerprint, "diseases": store.diseases}
-    _write(path, tensors, about)
-    return path
+    if cell.method == NOTHING:
+        return _baseline(config, store, cell, seeds, settings)
+    completed = completed or partial(complete, config, store, cell)
+    return _networks(with_settings(config, cell, settings), store, cell, seeds, settings, completed)
 
 
 def read_cell(path: Path, store: Store) -> TrainedCell:
@@ -167,8 +279,15 @@ def read_cell(path: Path, store: Store) -> TrainedCell:
     return TrainedCell(held_out, curves, *seconds, about["chosen"])
 
 
+def filled_as(cell: Cell) -> Cell:
+    """The cell with the method and scaler that fill its rows: a baseline names its own."""
+    if cell.method != NOTHING:
+        return cell
+    return replace(cell, method=BASELINES[cell.architecture].method or NOTHING, scaler="standard")
+
+
 def fitted_method(
-    config: Config, store: Store, cell: Cell, params: Mapping[str, Any]
+    config: Config, store: Store, cell: Cell, params: Settings
 ) -> tuple[Pipeline, float]:
     """The cell's method, fitted on its split's training rows, and the seconds that this took.
 
@@ -195,29 +314,64 @@ def fitted_method(
 
 
 @dataclass(frozen=True)
+class Completed:
+    """All rows as a fitted method leaves them, and what else of the networks' input it decides."""
+
+    method: Pipeline
+    table: NDArray[np.float32]
+    masking: Masking | None
+    mixture: Mixture | None
+    seconds: float
+
+
+def complete(config: Config, store: Store, cell: Cell, params: Settings) -> Completed:
+    """Apply the cell's method, with these parameters, to the store's rows."""
+    method, seconds = fitted_method(config, store, cell, params)
+    started = perf_counter()
+    values = store.values()
+    table = method.transform(values)
+    training_rows = store.splits()[:, cell.split] == "train"
+    masking = None
+    if config.train.architectures[cell.architecture].augment_missing:
+        masking = masking_of(method, values, _panels(store, cell.split))
+    of_layer = find_method(cell.method).layer == "gmm"
+    mixture = _mixture(table[training_rows]) if of_layer else None
+    return Completed(method, table, masking, mixture, seconds + perf_counter() - started)
+
+
+@dataclass(frozen=True)
 class _Part:
     """The networks of some seeds, trained on one completion of the table."""
 
     networks: Fitted
-    method: Pipeline
-    table: NDArray[np.float32]
-    impute_seconds: float
+    rows: Completed
     fit_seconds: float
 
 
-def _networks(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[str, Any]]:
+def _networks(
+    config: Config,
+    store: Store,
+    cell: Cell,
+    seeds: Sequence[int],
+    settings: Settings,
+    completed: Callable[[Settings], Completed],
+) -> tuple[Tensors, dict[str, Any]]:
     """Train the cell's networks with every candidate of its method, and keep the best.
 
-    A method of several draws gives each seed a draw of its own.
+    A candidate that `settings` name is the only one. A method of several draws gives each seed a
+    draw of its own.
     """
     method = make_method(find_method(cell.method).rows, cell.scaler)["method"]
-    seeds = range(config.train.seeds)
+    candidates = [c for c in method.candidates if c.items() <= settings.items()]
     groups = [[seed] for seed in seeds] if method.draws else [list(seeds)]
     tried = []
-    for params in method.candidates:
+    for params in candidates or method.candidates:
         draws = [params | {"draw": group[0]} if method.draws else params for group in groups]
-        pairs = zip(draws, groups, strict=True)
-        tried.append((params, [_train(config, store, cell, *pair) for pair in pairs]))
+        parts = [
+            _train(config, store, cell, completed(draw), group)
+            for draw, group in zip(draws, groups, strict=True)
+        ]
+        tried.append((params, parts))
     chosen, parts = max(tried, key=lambda candidate: _tuning_auroc(candidate[1]))
 
     shape = (len(store.diseases), len(seeds))
@@ -225,12 +379,12 @@ def _networks(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[s
     tensors = {f"network/{k}": _stacked([s[k] for s in states], shape[0]) for k in states[0]}
     for i, part in enumerate(parts):
         prefix = f"method/{i}" if method.draws else "method"
-        learned = get_state(part.method).items()
+        learned = get_state(part.rows.method).items()
         tensors |= {f"{prefix}/{k}": torch.from_numpy(v) for k, v in learned}
     split = store.splits()[:, cell.split]
-    for name in ("tuning", "held_out"):
+    for name in np.intersect1d(PREDICTED, split):
         predicted = [
-            part.networks.model.predict_proba(torch.from_numpy(part.table[split == name]))
+            part.networks.model.predict_proba(torch.from_numpy(part.rows.table[split == name]))
             for part in parts
         ]
         tensors[f"probability/{name}"] = _stacked(predicted, shape[0]).reshape(*shape, -1)
@@ -246,7 +400,7 @@ def _networks(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[s
     tensors["best_epoch"] = torch.tensor([h.best_epoch for h in histories]).reshape(shape)
     every = [part for _, parts in tried for part in parts]
     about = {
-        "impute_seconds": sum(part.impute_seconds for part in every),
+        "impute_seconds": sum(part.rows.seconds for part in every),
         "fit_seconds": sum(part.fit_seconds for part in every),
         "chosen": dict(chosen),
     }
@@ -254,23 +408,13 @@ def _networks(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[s
 
 
 def _train(
-    config: Config, store: Store, cell: Cell, params: Mapping[str, Any], seeds: list[int]
+    config: Config, store: Store, cell: Cell, rows: Completed, seeds: Sequence[int]
 ) -> _Part:
     train, how = config.train, find_method(cell.method)
     network = train.architectures[cell.architecture]
-    method, impute_seconds = fitted_method(config, store, cell, params)
-    started = perf_counter()
-    values = store.values()
-    table = method.transform(values)
-    training_rows = store.splits()[:, cell.split] == "train"
-    masking = None
-    if network.augment_missing:
-        panels = find_panels(~np.isnan(values[training_rows]), store.measurements)
-        masking = masking_of(method, values, panels)
-    impute_seconds += perf_counter() - started
     started = perf_counter()
     networks = fit(
-        table,
+        rows.table,
         _tasks(store, cell.split),
         seeds=seeds,
         architecture=Architecture(
@@ -279,7 +423,7 @@ def _train(
             network.batch_norm,
             sparsity_norm=how.sparsity_norm,
             neumiss=how.layer == "neumiss",
-            mixture=_mixture(table[training_rows]) if how.layer == "gmm" else None,
+            mixture=rows.mixture,
         ),
         budget=Budget(
             learning_rate=train.learning_rate,
@@ -289,30 +433,54 @@ def _train(
             patience=train.patience,
             balance_classes=train.balance_classes,
         ),
-        masking=masking,
+        masking=rows.masking,
         device=_device(train.device),
     )
-    return _Part(networks, method, table, impute_seconds, perf_counter() - started)
+    return _Part(networks, rows, perf_counter() - started)
 
 
-def _baseline(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[str, Any]]:
-    """Fit a baseline; only what it predicts is kept."""
+def _baseline(
+    config: Config, store: Store, cell: Cell, seeds: Sequence[int], settings: Settings
+) -> tuple[Tensors, dict[str, Any]]:
+    """Fit a baseline for every disease and seed."""
+    baseline, tasks = BASELINES[cell.architecture], _tasks(store, cell.split)
     x, impute_seconds = store.values(), 0.0
-    filled_by = BASELINES[cell.architecture].method
-    if filled_by is not None:
-        as_cell = replace(cell, method=filled_by, scaler="standard")
-        method, impute_seconds = fitted_method(config, store, as_cell, {})
+    tensors: Tensors = {}
+    if baseline.method is not None:
+        method, impute_seconds = fitted_method(config, store, filled_as(cell), {})
         x = method.transform(x)
+        tensors = {f"method/{k}": torch.from_numpy(v) for k, v in get_state(method).items()}
     started = perf_counter()
-    seeds = range(config.train.seeds)
-    probability = fit_baseline(cell.architecture, x, _tasks(store, cell.split), seeds)
+    given = (x, tasks)
+    if baseline.masked_copies:
+        given = with_masked_copies(x, tasks, _panels(store, cell.split))
+    model = fit_baseline(cell.architecture, *given, seeds, settings)
+    kind = "trees" if isinstance(model, StackedTrees) else "network"
+    tensors |= {f"{kind}/{k}": tensor for k, tensor in model.state().items()}
     split = store.splits()[:, cell.split]
-    tensors = {
-        f"probability/{name}": torch.from_numpy(probability[..., split == name])
-        for name in ("tuning", "held_out")
-    }
+    for name in np.intersect1d(PREDICTED, split):
+        probability = model.predict_proba(x[split == name])
+        tensors[f"probability/{name}"] = probability.reshape(len(tasks), len(seeds), -1)
     seconds = perf_counter() - started
     return tensors, {"impute_seconds": impute_seconds, "fit_seconds": seconds, "chosen": {}}
+
+
+def _format(cell: Cell) -> int:
+    return BASELINE_FORMAT if cell.method == NOTHING else FORMAT
+
+
+def _depends_on(config: Config, cell: Cell) -> tuple[dict[str, Any], Any]:
+    """What of the configuration a cell depends on, tuning aside."""
+    listed = {"methods", "architectures", "baselines"}
+    train = config.train.model_dump(mode="json", exclude=listed)
+    network = config.train.architectures.get(cell.architecture)
+    return train, network.model_dump(mode="json") if network else cell.architecture
+
+
+def _panels(store: Store, split: int) -> NDArray[np.int64]:
+    """Features that come together in a split's training rows."""
+    training_rows = store.splits()[:, split] == "train"
+    return find_panels(~np.isnan(store.values()[training_rows]), store.measurements)
 
 
 def _tasks(store: Store, split: int) -> list[Task]:

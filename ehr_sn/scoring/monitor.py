@@ -1,4 +1,4 @@
-"""Scores' profile (+ labels that have arrived) → how far patients and model have drifted, alarms."""
+"""Profile of scores (+ labels that have arrived) → how far patients and model drifted, alarms."""
 
 from __future__ import annotations
 
@@ -156,9 +156,7 @@ def psi(now: ArrayLike, then: ArrayLike) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
-def _missing_rates(
-    rule: Monitor, now: dict[str, Any], then: dict[str, Any]
-) -> Iterator[Drift]:
+def _missing_rates(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> Iterator[Drift]:
     rows = now["rows"]
     for feature, missing in now["missing"].items():
         before, after = then["missing_rate"][feature], missing / rows

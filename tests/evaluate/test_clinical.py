@@ -23,7 +23,7 @@ from ehr_sn.evaluate.importance import (
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.models.learning_curve import FewerRows
 from ehr_sn.models.predict import load_predictor
-from ehr_sn.models.train import Cell, cell_path, train_cell
+from ehr_sn.models.train import NOTHING, Cell, cell_path, train_cell
 
 
 def cohort(seed=0, n=4000):
@@ -51,6 +51,32 @@ def test_a_calibrated_model_is_worth_using_and_one_that_knows_nothing_is_not():
     blind = decision_curve([(y, np.full_like(p, y.mean()))])
     assert blind.useful() is None
     assert_allclose(blind.model[0], blind.treat_all[0])
+
+
+def test_the_interval_of_a_decision_curve_is_that_of_a_bootstrap_of_the_subjects():
+    y, p = cohort(n=600)
+    curve = decision_curve([(y, p)], points=4)
+    assert decision_curve([(y, p)] * 3, points=4).low == pytest.approx(curve.low)
+    rng = np.random.default_rng(0)
+    samples = [rng.integers(len(y), size=len(y)) for _ in range(2000)]
+    for i, t in enumerate(curve.threshold):
+        model = np.array([net_benefit(y[rows], p[rows], t) for rows in samples])
+        rates = np.array([y[rows].mean() for rows in samples])
+        gain = model - (rates - (1 - rates) * t / (1 - t))
+        low, high = np.quantile(model, [0.025, 0.975])
+        assert (curve.low[i], curve.high[i]) == pytest.approx((low, high), abs=0.004)
+        gains = [np.quantile(over, 0.025) for over in (model, gain)]
+        assert curve.gain_low[i] == pytest.approx(min(gains), abs=0.004)
+
+
+def test_few_subjects_establish_less():
+    y, p = cohort()
+    many, few = (decision_curve([(y[:n], p[:n])]) for n in (4000, 80))
+    low, high = many.useful(surely=True)
+    assert many.useful()[0] <= low < high <= many.useful()[1]
+    sure = few.useful(surely=True)
+    assert sure is None or sure[1] - sure[0] < high - low
+    assert decision_curve([(y, np.full_like(p, y.mean()))]).useful(surely=True) is None
 
 
 def test_wilsons_interval_is_the_published_one():
@@ -130,9 +156,15 @@ def test_smaller_shares_of_the_training_rows_are_nested_and_leave_other_splits_a
     assert cell_path(config, store, cell) in paths
 
 
-@pytest.fixture
-def knows_age(busy):
-    """A network trained to tell who is old, from age alone among noise."""
+NETWORK = Cell("zero+mask", "standard", "mlp", 0)
+TREES, LINEAR = (
+    Cell(NOTHING, NOTHING, name, 0) for name in ("hist_gradient_boosting", "logistic_regression")
+)
+
+
+@pytest.fixture(params=[NETWORK, TREES, LINEAR], ids=["network", "trees", "linear"])
+def knows_age(busy, request):
+    """A model trained to tell who is old, from age alone among noise."""
     patients = busy.folder / "patients.csv"
     old = [row.split(",")[0] for row in patients.read_text().split()[1:] if row[-2:] > "50"]
     rows = "".join(f"{i},400,E12\n" for i in old)
@@ -147,12 +179,12 @@ def knows_age(busy):
             "learning_rate": 0.02,
             "architectures": {"mlp": {"hidden": [8]}},
             "methods": {"standard": ["zero+mask"]},
+            "baselines": [TREES.architecture, LINEAR.architecture],
         },
     )
     store = Store(ingest(config))
-    cell = Cell("zero+mask", "standard", "mlp", 0)
-    train_cell(config, store, cell)
-    return store, load_predictor(config, store, cell)
+    train_cell(config, store, request.param)
+    return store, load_predictor(config, store, request.param)
 
 
 def test_what_the_model_looks_at_comes_first(knows_age):
@@ -164,6 +196,7 @@ def test_what_the_model_looks_at_comes_first(knows_age):
     assert permutation_importance(predict, store) == {"old": ranked}
 
 
+@pytest.mark.parametrize("knows_age", [NETWORK, LINEAR], indirect=True)
 @pytest.mark.skipif(not can_explain(), reason="captum is not installed")
 def test_integrated_gradients_point_at_the_same(knows_age):
     store, predict = knows_age

@@ -25,7 +25,7 @@ from ehr_sn.evaluate.diagnostics import (
 from ehr_sn.evaluate.metrics import auroc, calibration
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.models.predict import best_comparison, load_predictor, read_tuning
-from ehr_sn.models.train import Cell, cell_path, read_cell, train_cell
+from ehr_sn.models.train import NOTHING, Cell, cell_path, read_cell, train_cell
 
 ROOT = Path(__file__).parents[2]
 TRAIN = {
@@ -145,10 +145,20 @@ def test_every_method_loses_the_same_entries_and_higher_rates_lose_more(trained)
         assert_array_equal(left[0], ~np.isnan(store.values()[store.splits()[:, 0] == "held_out"]))
 
 
-def test_a_diagnosis_is_that_of_the_predictions_and_is_read_back_from_its_curves(trained):
+@pytest.mark.parametrize(
+    "comparison",
+    [
+        ("zero", "standard", "mlp"),
+        (NOTHING, NOTHING, "hist_gradient_boosting"),
+        (NOTHING, NOTHING, "logistic_regression"),
+    ],
+)
+def test_a_diagnosis_is_that_of_the_predictions_and_is_read_back_from_its_curves(
+    trained, comparison
+):
     config, store = trained
-    comparison = ("zero", "standard", "mlp")
     cell = Cell(*comparison, 0)
+    train_cell(config, store, cell)
     held_out = read_cell(cell_path(config, store, cell), store).held_out
     found = diagnose(config, store, comparison, {d: [rows] for d, rows in held_out.items()})
     rows = held_out["diabetes"]

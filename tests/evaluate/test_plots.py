@@ -10,6 +10,7 @@ from matplotlib.text import Text
 from numpy.testing import assert_allclose
 from scipy.special import expit
 
+from ehr_sn.evaluate.figures import Line, lines
 from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.evaluate.plots import COLOURS, binned_calibration, roc_and_calibration, seed_strip
 
@@ -199,8 +200,14 @@ def test_a_method_missing_for_one_disease_or_with_one_seed_leaves_the_rest_in_pl
         ),
         lambda: seed_strip(summaries(("Diabetes",)), title="Held out"),
         lambda: seed_strip(summaries([f"Disease {i}" for i in range(7)]), title="Held out"),
+        lambda: lines(
+            [Line(n, (0, 1), (0, 1)) for n in ("SN+mask · quantile", "boosting+masked_copies")],
+            x="further entries missing: whole panels",
+            y="AUROC",
+            title="Diabetes",
+        ),
     ],
-    ids=["five splits", "rare disease", "full study", "one disease", "two lines"],
+    ids=["five splits", "rare disease", "full study", "one disease", "two lines", "long names"],
 )
 def test_no_text_overlaps_another_or_leaves_the_figure(figure, boxes_of_texts):
     figure = figure()

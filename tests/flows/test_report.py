@@ -52,7 +52,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def reported(lasting_clinic: Path) -> tuple[str, Page]:
     """The MLflow run of a clinic and the page about it; the clinic is in the current folder."""
-    lasting_clinic.write_text(lasting_clinic.read_text() + "evaluate: {learning_curve: true}\n")
+    config = lasting_clinic.read_text() + "  baselines: [hist_gradient_boosting]\n"
+    lasting_clinic.write_text(config + "evaluate: {learning_curve: true}\n")
     parent_id = pipeline(str(lasting_clinic))
     done = CliRunner().invoke(cli.app, ["report", str(lasting_clinic)])
     assert done.exit_code == 0, done.output
@@ -80,6 +81,11 @@ def test_the_page_is_whole_needs_nothing_else_and_is_in_mlflow(reported) -> None
     for result in tracking.finished_run(config).results():
         assert f"{result['auroc_mean']:.3f}" in page.text
         assert f"{result['ci_low']:.3f} to {result['ci_high']:.3f}" in page.text
+    _, _, rest = Path("reports/clinic/report.html").read_text().partition('<h2 id="shift"')
+    assert rest.partition("<h2")[0].count("hist_gradient_boosting") == 2 * 6  # in every figure
+    for r in tracking.finished_run(config).results():
+        shift = tracking.finished_run(config).curves(r["run_id"], "shift_mcar_auroc")
+        assert sorted(shift["shift_mcar_auroc"]) == [0, 10, 30, 50, 70, 90]
     curves = [
         tracking.finished_run(config).curves(r["run_id"], "learning_curve_auroc")
         for r in tracking.finished_run(config).results()
@@ -103,7 +109,7 @@ def test_a_run_whose_networks_are_gone_says_how_to_get_them_back(reported) -> No
     path.rename(path.with_suffix(".away"))
     done = CliRunner().invoke(cli.app, ["report", "clinic.yaml"])
     path.with_suffix(".away").rename(path)
-    assert "1 of the 12 trained cells of this run are not in" in str(done.exception)
+    assert "1 of the 14 trained cells of this run are not in" in str(done.exception)
     assert "--force" in str(done.exception)
 
 

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ehr_sn.config import AGGREGATES
+from ehr_sn.ingest import features as matrix
 
 PATIENTS = """
 id  index  end   age
@@ -200,9 +201,17 @@ def test_no_feature_changes_by_a_bit_whatever_comes_later(
 
 
 @on_tables
-@given(labs=labs, include=st.booleans(), block_rows=st.integers(1, 4))
-def test_aggregates_equal_a_plain_loop_s(hospital, stage, labs, include, block_rows):
-    features = build(hospital, stage, labs, [], include).features(block_rows)
+@given(
+    labs=labs,
+    include=st.booleans(),
+    block_rows=st.integers(1, 4),
+    held=st.sampled_from([0, matrix.HELD_EVENTS]),
+)
+def test_aggregates_equal_a_plain_loop_s(
+    hospital, stage, monkeypatch, labs, include, block_rows, held
+):
+    monkeypatch.setattr(matrix, "HELD_EVENTS", held)
+    found_by_patient = build(hospital, stage, labs, [], include).features(block_rows)
     for patient, index in INDEX.items():
         for test in ("sbp", "hdl"):
             known = sorted(
@@ -212,7 +221,7 @@ def test_aggregates_equal_a_plain_loop_s(hospital, stage, labs, include, block_r
                     if (p, t) == (patient, test) and (day < index or (include and day == index))
                 }
             )
-            found = features.loc[patient].filter(like=test).to_numpy()
+            found = found_by_patient.loc[patient].filter(like=test).to_numpy()
             np.testing.assert_allclose(found, aggregates(known), rtol=1e-4, atol=1e-6)
 
 

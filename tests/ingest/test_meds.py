@@ -1,6 +1,8 @@
 """What is exported as MEDS is valid MEDS, and says what the tables said."""
 
 import json
+import subprocess
+import sys
 
 import meds
 import numpy as np
@@ -190,3 +192,26 @@ def test_it_is_complete_or_absent(busy, tmp_path):
     with pytest.raises(DataError, match="is not empty"):
         export_meds(busy.config(), folder)
     assert [path.name for path in folder.iterdir()] == ["other"]
+
+
+EXPORT = """
+import resource, sys
+from pathlib import Path
+from ehr_sn.config import load_config
+from ehr_sn.ingest.meds import export_meds
+
+config = load_config(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+export_meds(config, Path(sys.argv[2]))
+"""
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(busy, tmp_path):
+    busy.config()
+    folder = tmp_path / "out" / "meds"
+    command = [sys.executable, "-c", EXPORT, str(busy.folder / "hospital.yaml"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"DiskError: {folder}: the disk is full" in done.stderr
+    assert "name another folder" in done.stderr
+    assert list(folder.parent.iterdir()) == []

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from ehr_sn.errors import DataError
-from ehr_sn.ingest import shards, store
+from ehr_sn.ingest import folders, shards, store
 from ehr_sn.ingest.store import Store, check, ingest
 
 ROWS = 700  # a shard: about five of them
@@ -349,6 +349,28 @@ def test_what_was_abandoned_long_ago_is_cleared_away(messy):
         os.utime(path, (long_ago, long_ago))
     ingest(config_of(messy, "data", splits__seed=8))
     assert not work.exists()
+
+
+def test_copies_of_databases_that_a_killed_ingest_left_are_cleared_away(ruled):
+    config = config_of(ruled, "data")
+    ingest_in_a_process(ruled, kill_at=1)
+    folder = ruled.folder / "data" / "hospital"
+    (copies,) = folder.glob(".partial-*")
+    assert (copies / "labs.parquet").exists()
+    just_unlocked = time.time() - 2 * folders.UNLOCKED
+    for path in (copies, *copies.iterdir()):
+        os.utime(path, (just_unlocked, just_unlocked))
+    finished = ingest(config, prepare=small)
+    assert list(folder.iterdir()) == [finished]
+
+
+def test_a_hidden_folder_at_work_is_not_cleared_away(tmp_path):
+    with folders.hidden_folder(tmp_path) as one:
+        for path in (one / "lock", one):
+            os.utime(path, (0, 0))
+        with folders.hidden_folder(tmp_path):
+            assert one.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_leaves_nothing_and_says_so(messy):

@@ -75,6 +75,15 @@ def test_a_value_is_converted_from_its_unit_or_made_missing(staged):
     ]
 
 
+def test_both_micro_signs_are_one_unit(staged, hospital):
+    labs = "id day test x u\n1 50 GLU 5 \u00b5mol/L\n2 50 GLU 6 \u03bcmol/L\n3 50 GLU 7 \u00b5g/L"
+    hospital.draw(labs=labs)
+    for own, other in (("\u00b5mol/L", "\u03bcg/L"), ("\u03bcmol/L", "\u00b5g/L")):
+        features, aside = staged(glucose={"codes": ["GLU"], "unit": own, "units": {other: 2}})
+        assert features["glucose.last"].loc[[1, 2, 3]].tolist() == [5, 6, 14]
+        assert aside == []
+
+
 def test_a_value_without_a_unit_counts_where_that_is_declared(staged):
     units = {"mmol/L": 18.016, "": 18.016}
     features, aside = staged(glucose=GLUCOSE | {"units": units})

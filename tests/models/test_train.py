@@ -10,6 +10,7 @@ from ehr_sn.config import Config
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.missing import make_method
 from ehr_sn.models.fit import Architecture, Budget, Task, fit
+from ehr_sn.models.predict import load_predictor, read_tuning
 from ehr_sn.models.train import (
     NOTHING,
     Cell,
@@ -26,7 +27,11 @@ TRAIN = {
     "batch_size": 32,
     "methods": {"standard": ["mean", "zero"], "minmax": ["mean"]},
     "architectures": {"mlp": {"hidden": [4]}, "wide": {"hidden": [8]}},
-    "baselines": ["logistic_regression", "hist_gradient_boosting"],
+    "baselines": [
+        "logistic_regression",
+        "hist_gradient_boosting",
+        "boosting+masked_copies",
+    ],
 }
 
 
@@ -48,7 +53,7 @@ def trained(config: Config, store: Store, method: str, architecture: str = "mlp"
 def test_baselines_join_the_comparison_and_have_a_reference(config: Config) -> None:
     every = comparisons(config)
     assert every[:2] == [("zero", "standard", "mlp"), ("zero", "standard", "wide")]
-    assert every[-2:] == [(NOTHING, NOTHING, name) for name in TRAIN["baselines"]]
+    assert every[-3:] == [(NOTHING, NOTHING, name) for name in TRAIN["baselines"]]
     assert reference_of(config, ("mean", "standard", "wide")) == ("zero", "standard", "wide")
     assert reference_of(config, ("mean", "minmax", "wide")) is None  # no zero with that scaler
     assert reference_of(config, every[-1]) == ("zero", "standard", "mlp")
@@ -65,6 +70,31 @@ def test_a_baseline_predicts_for_the_subjects_of_the_networks(config: Config, st
         assert (ours.probability[0] == ours.probability[1]).all() == alike
         assert baseline.fit_seconds > 0
         assert baseline.curves == {}
+
+
+@pytest.mark.parametrize("name", TRAIN["baselines"])
+def test_a_baselines_cell_predicts_what_it_recorded(
+    config: Config, store: Store, name: str
+) -> None:
+    path = trained(config, store, NOTHING, name)
+    cell = Cell(NOTHING, NOTHING, name, 0)
+    predict = load_predictor(config, store, cell)
+    recorded = load_file(path)
+    values, split = store.values(), store.splits()[:, 0]
+    for rows in ("tuning", "held_out"):
+        found = predict(values[split == rows])
+        assert found.tobytes() == recorded[f"probability/{rows}"].tobytes()
+    one = np.flatnonzero(split == "held_out")[[3]]
+    np.testing.assert_array_equal(predict(values[one])[..., 0], found[..., 3])
+    assert read_tuning(config, store, cell)["diabetes"].probability.shape[0] == 2
+
+
+def test_masked_copies_are_a_model_of_their_own(config: Config, store: Store) -> None:
+    plain, masked = (
+        load_file(trained(config, store, NOTHING, name))["probability/held_out"]
+        for name in TRAIN["baselines"][1:]
+    )
+    assert (plain != masked).any()
 
 
 def test_what_was_imputed_is_learned_once_for_all_architectures_and_the_mask(
