@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from ehr_sn import __version__
 from ehr_sn.errors import ConfigError, did_you_mean
 from ehr_sn.ingest.codes import Descendants, Entry, read_entry, share_a_code
 from ehr_sn.ingest.expressions import Expression
@@ -50,7 +51,9 @@ def _as_entry(value: Any, info: ValidationInfo) -> Any:
     return read_entry(value, (info.context or {}).get("folder", Path()))
 
 
-def _as_moment(value: Any) -> Any:
+def _as_moment(value: Any, info: ValidationInfo) -> Any:
+    if _is_stored(info) and isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\dT", value):
+        return datetime.fromisoformat(value)
     if isinstance(value, datetime):
         return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
     if isinstance(value, date):
@@ -60,6 +63,11 @@ def _as_moment(value: Any) -> Any:
     raise ValueError(
         "give a column's name, a date or, on a clock that counts from an origin, a number"
     )
+
+
+def _is_stored(info: ValidationInfo) -> bool:
+    """Whether what is read is what `Config.ingest_sections` wrote."""
+    return bool((info.context or {}).get("stored"))
 
 
 def _some(values: Any) -> Any:
@@ -680,6 +688,15 @@ class Evaluate(_Model):
     learning_curve: bool = False
 
 
+class Scoring(_Model):
+    """What scoring puts up with.
+
+    `max_absent_share`: the share of the features that a fresh extract may lack altogether.
+    """
+
+    max_absent_share: float = Field(0.2, ge=0, le=1)
+
+
 class Runner(_Model):
     """Where shards of the ingest and cells of the training run, `workers` at a time.
 
@@ -715,6 +732,7 @@ class Config(_Model):
     splits: Splits = Splits()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    scoring: Scoring = Scoring()
     runner: Runner = Runner()
     data_root: Path = Path()
     data_dir: Path = Path("data")
@@ -970,6 +988,42 @@ def digest(content: Any, length: int = 16) -> str:
     """Hexadecimal SHA-256, shortened, of anything JSON can write."""
     written = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(written.encode()).hexdigest()[:length]
+
+
+def read_stored(sections: dict[str, Any], like: Config) -> Config:
+    """The configuration whose `ingest_sections` these are, to be used where `like` is.
+
+    It has the labels and splits that it was stored with, paths are found as those of `like`, and
+    messages name lines of that one's file where the two agree.
+
+    Raises
+    ------
+    ConfigError
+        It is of a version of ehr-sn that this one cannot read.
+    """
+    # What the YAML left out has been stored as None, or as an empty list.
+    content = _without_nothing(sections)
+    content["splits"] = {}
+    try:
+        config = Config.model_validate(content, context={"folder": None, "stored": True})
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ConfigError(
+            f"{key}: the model's configuration cannot be read by ehr-sn {__version__}: train again"
+        ) from None
+    config = config.model_copy(
+        update={"data_root": like.data_root, "data_dir": like.data_dir, "scoring": like.scoring}
+    )
+    config._path = like._path
+    if config.ingest_sections | {"splits": None} == like.ingest_sections | {"splits": None}:
+        config._root = like._root
+    return config
+
+
+def _without_nothing(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {k: _without_nothing(v) for k, v in content.items() if v is not None and v != []}
+    return [_without_nothing(one) for one in content] if isinstance(content, list) else content
 
 
 def settings() -> dict[str, str]:

@@ -61,11 +61,16 @@ class Work:
     """The folder in which a store is made. With `writes` false, only counts are.
 
     `also` is called once for each shard when its cohort, events, labels and splits are staged.
+    `build` makes something else of a shard's tables than a part of a store: from DuckDB with the
+    tables in the schema `source`, the configuration, this, the shard's number and a scratch folder.
+    Tables in `may_be_empty` may hold no row.
     """
 
     folder: Path
     writes: bool = True
     also: Callable[[duckdb.DuckDBPyConnection, int], None] | None = None
+    build: "Callable[[duckdb.DuckDBPyConnection, Config, Work, int, Path], None] | None" = None
+    may_be_empty: tuple[str, ...] = ()
 
     @property
     def store(self) -> Path:
@@ -131,19 +136,19 @@ def prepare(config: Config, work: Work, shard_rows: int | None = None) -> None:
     with work.scratch() as scratch, _no_values_in_errors(config):
         if not plan.exists():
             with connect(scratch / "spill") as db:
-                rows = load_tables(db, config, at_most=shard_rows)
+                rows = load_tables(db, config, shard_rows, work.may_be_empty)
                 if rows is not None:
-                    _write_json(plan, {"shards": 1, "rows": rows, "versions": _versions()})
-                    _build(db, config, work, 0, scratch)
+                    write_json(plan, {"shards": 1, "rows": rows, "versions": _versions()})
+                    (work.build or _build)(db, config, work, 0, scratch)
                     return
-        with connect(scratch / "spill") as db, opened_tables(db, config) as opened:
+        with connect(scratch / "spill") as db, opened_tables(db, config, work.may_be_empty) as opened:
             whole = _needed_whole(config)
             tables = [
                 _land_whole(db, config, work, table, scratch) if table.name in whole else table
                 for table in opened
             ]
             if not plan.exists():
-                _write_json(plan, _plan(config, tables, shard_rows))
+                write_json(plan, _plan(config, tables, shard_rows))
             if len(work.shards) > 1:
                 for table in tables:
                     dealt = _subject_of(config, table.name) is not None
@@ -152,8 +157,8 @@ def prepare(config: Config, work: Work, shard_rows: int | None = None) -> None:
                 return
         if work.unfinished:
             with connect(scratch / "spill") as db:
-                load_tables(db, config)
-                _build(db, config, work, 0, scratch)
+                load_tables(db, config, None, work.may_be_empty)
+                (work.build or _build)(db, config, work, 0, scratch)
 
 
 def build_shard(config: Config, work: Work, shard: int) -> None:
@@ -182,7 +187,7 @@ def build_shard(config: Config, work: Work, shard: int) -> None:
             whole = _subject_of(config, table) is None
             file = work.landed(table, whole) / ("all" if whole else f"{shard:05}")
             db.execute(f"CREATE VIEW {source(table)} AS FROM {_parquet(file)}")
-        _build(db, config, work, shard, scratch)
+        (work.build or _build)(db, config, work, shard, scratch)
 
 
 def build_in_threads(config: Config, work: Work) -> None:
@@ -248,7 +253,7 @@ def _build(
         "requirements": kept(db),
         "files": files,
     }
-    _write_json(work.counted(shard), told)
+    write_json(work.counted(shard), told)
 
 
 def _plan(config: Config, tables: list[OpenedTable], shard_rows: int) -> dict[str, Any]:
@@ -339,7 +344,7 @@ def _land_as(
     noticed = db.execute(
         "SELECT * FROM notices WHERE place = ? AND check_name = 'absent column'", [table.name]
     ).fetchall()
-    _write_json(folder / "table.json", {"rows": rows, "notices": noticed})
+    write_json(folder / "table.json", {"rows": rows, "notices": noticed})
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.replace(target)
 
@@ -463,7 +468,7 @@ def _write_tables(db: duckdb.DuckDBPyConnection, config: Config, folder: Path) -
         db.execute(f"COPY ({query}) TO {target} (FORMAT parquet)")
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Beside its final name, then renamed."""
     partial = path.with_name(f".{path.name}-{os.getpid()}-{time.monotonic_ns()}")
     try:

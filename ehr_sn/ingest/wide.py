@@ -43,6 +43,9 @@ from ehr_sn.ingest.requirements import Requirement, require
 from ehr_sn.ingest.sql import DAY, YEAR, identifier, literal, source
 from ehr_sn.ingest.tables import count, create_notices, headers, notice
 
+AS_OF = "as_of"  # a variable of DuckDB: the moment at which the tables were copied, where told
+
+_NOT_REACHED = "the prediction time was not reached when the tables were copied"
 _ALIKE = "subject appears again{}, with other values"
 _REPEATS = "repeats an earlier row"
 
@@ -104,6 +107,7 @@ def _judge_cohort(db: duckdb.DuckDBPyConnection, config: Config, columns: Column
             WHEN subject_id IS NULL THEN 'no subject_id'
             WHEN NOT time_given THEN 'no prediction time'
             WHEN prediction_time IS NULL THEN 'prediction time {NO_TIME}'
+            WHEN prediction_time > getvariable('{AS_OF}') THEN '{_NOT_REACHED}'
             WHEN min(content) OVER same <> max(content) OVER same
                 THEN '{_ALIKE.format(" at this prediction time")}'
             WHEN row_number() OVER (same ORDER BY {_row_of(cohort.table)}) > 1 THEN '{_REPEATS}'
