@@ -42,7 +42,7 @@ from ehr_sn.ingest.cohort import stage_labels, stage_splits
 from ehr_sn.ingest.events import require_events, stage_events
 from ehr_sn.ingest.features import feature_blocks, list_features
 from ehr_sn.ingest.requirements import keep_requirements, kept
-from ehr_sn.ingest.sql import identifier, literal, source
+from ehr_sn.ingest.sql import identifier, is_integer, literal, source
 from ehr_sn.ingest.tables import OpenedTable, connect, load_tables, opened_tables, sha256
 from ehr_sn.ingest.wide import stage_cohort
 
@@ -133,7 +133,7 @@ def prepare(config: Config, work: Work, shard_rows: int | None = None) -> None:
         shutil.rmtree(work.folder / "shards", ignore_errors=True)
         plan.unlink()
         vars(work).pop("plan", None)
-    with work.scratch() as scratch, _no_values_in_errors(config):
+    with work.scratch() as scratch, no_values_in_errors(config):
         if not plan.exists():
             with connect(scratch / "spill") as db:
                 rows = load_tables(db, config, shard_rows, work.may_be_empty)
@@ -141,7 +141,10 @@ def prepare(config: Config, work: Work, shard_rows: int | None = None) -> None:
                     write_json(plan, {"shards": 1, "rows": rows, "versions": _versions()})
                     (work.build or _build)(db, config, work, 0, scratch)
                     return
-        with connect(scratch / "spill") as db, opened_tables(db, config, work.may_be_empty) as opened:
+        with (
+            connect(scratch / "spill") as db,
+            opened_tables(db, config, work.may_be_empty) as opened,
+        ):
             whole = _needed_whole(config)
             tables = [
                 _land_whole(db, config, work, table, scratch) if table.name in whole else table
@@ -175,7 +178,7 @@ def build_shard(config: Config, work: Work, shard: int) -> None:
         return
     with (
         work.scratch() as scratch,
-        _no_values_in_errors(config),
+        no_values_in_errors(config),
         connect(scratch / "spill", SHARD_MEMORY) as db,
     ):
         if shard:
@@ -263,18 +266,25 @@ def _plan(config: Config, tables: list[OpenedTable], shard_rows: int) -> dict[st
     shards = -(-dealt // shard_rows)
     if any(len(_subjects_of(config, name)) > 1 for name in rows):
         shards = 1  # a row cannot be dealt by two subjects
-    subject = config.cohort.subject_id
     cohort = next(table for table in tables if table.name == config.cohort.table)
+    return {
+        "shards": max(shards, 1),
+        "subject_type": subject_type(config, cohort),
+        "rows": rows,
+        "versions": _versions(),
+    }
+
+
+def subject_type(config: Config, cohort: OpenedTable) -> str:
+    """As `subject_type_of`, of the cohort's table before it is loaded."""
+    subject = config.cohort.subject_id
+    if is_integer(cohort.columns[subject]):
+        return "BIGINT"
     others = cohort.tally(
         lambda name: f"{identifier(name)} IS NOT NULL AND {as_subject(name, 'BIGINT')} IS NULL",
         subject,
     )
-    return {
-        "shards": max(shards, 1),
-        "subject_type": "VARCHAR" if others else "BIGINT",
-        "rows": rows,
-        "versions": _versions(),
-    }
+    return "VARCHAR" if others else "BIGINT"
 
 
 def _subject_of(config: Config, table: str) -> str | None:
@@ -484,7 +494,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def _no_values_in_errors(config: Config) -> Iterator[None]:
+def no_values_in_errors(config: Config) -> Iterator[None]:
     """Hide the message of DuckDB's errors about values, which it quotes: a patient's, maybe."""
     try:
         yield

@@ -45,6 +45,7 @@ from ehr_sn.scoring.reference import bins, reference
 
 FORMAT = 1  # raised whenever a package of before cannot be read any more
 MODEL, ABOUT, SUMS = "model.safetensors", "package.json", "SHA256SUMS"
+FEATURE = ("name", "kind", "aggregate", "unit", "plausible", "tables")
 BLOCK = 512
 """Rows that go through the networks at a time: always so many, the last block padded."""
 CHUNK = 16 * BLOCK
@@ -256,7 +257,7 @@ def write_package(
         "store": store.fingerprint,
         "cell": cell_path(config, store, cell).stem,
         "features": [
-            {key: feature[key] for key in ("name", "kind", "aggregate", "unit", "plausible")}
+            {key: feature[key] for key in FEATURE if key in feature}
             for feature in store.manifest["features"]
         ],
         "config": store.manifest["config"],

@@ -121,3 +121,9 @@ def make_clinic(tmp_path_factory: pytest.TempPathFactory) -> MakeClinic:
 @pytest.fixture(scope="session")
 def clinic(make_clinic: MakeClinic) -> Clinic:
     return make_clinic()
+
+
+@pytest.fixture(scope="session")
+def write_tables() -> Callable[..., None]:
+    """A function: folder, subjects and seed to the clinic's tables there."""
+    return simulate
