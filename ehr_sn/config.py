@@ -697,6 +697,27 @@ class Scoring(_Model):
     max_absent_share: float = Field(0.2, ge=0, le=1)
 
 
+class Promotion(_Model):
+    """When a challenger becomes the champion: all of it judged on tuning rows.
+
+    Its AUROC is shown to lie above the champion's less `margin`; calibration slope and intercept
+    lie within bounds; and no feature gives the disease away by being there or not, but those that
+    `accept_leaks` names (by a feature, or a measurement for all its aggregates).
+    """
+
+    margin: float = Field(0.02, ge=0, lt=0.5)
+    calibration_slope: tuple[float, float] = (0.8, 1.25)
+    calibration_intercept: tuple[float, float] = (-0.2, 0.2)
+    accept_leaks: Annotated[tuple[str, ...], Distinct] = ()
+
+    @field_validator("calibration_slope", "calibration_intercept")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError(f"the lower bound {value[0]:g} must lie below the upper {value[1]:g}")
+        return value
+
+
 class Runner(_Model):
     """Where shards of the ingest and cells of the training run, `workers` at a time.
 
@@ -733,6 +754,7 @@ class Config(_Model):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     scoring: Scoring = Scoring()
+    promotion: Promotion = Promotion()
     runner: Runner = Runner()
     data_root: Path = Path()
     data_dir: Path = Path("data")

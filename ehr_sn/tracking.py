@@ -338,6 +338,27 @@ def finished_run(config: Config, run_id: str | None = None) -> FinishedRun:
     return FinishedRun(client, parent)
 
 
+def experiment_of(config: Config) -> str:
+    """The id of the data set's experiment, made if it is not there."""
+    return _experiment(_client(), config)
+
+
+def run_of(config: Config, store: str, disease: str, comparison: Mapping[str, str]) -> str | None:
+    """The id of the newest run in which a comparison of that store was recorded; None if there is
+    none.
+    """
+    client = _client()
+    conditions = [f"params.{name} = '{value}'" for name, value in comparison.items()]
+    conditions += [f"params.disease = '{disease}'", f"tags.`ehr_sn.store` = '{store}'"]
+    found = client.search_runs(
+        [_experiment(client, config)],
+        " and ".join(conditions),
+        max_results=1,
+        order_by=["start_time DESC"],
+    )
+    return found[0].info.run_id if found else None
+
+
 def views(config: Config) -> dict[str, str]:
     """Disease → path, within the MLflow UI, of its prepared view."""
     experiment = _client().get_experiment_by_name(config.dataset)

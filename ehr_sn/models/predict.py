@@ -1,7 +1,7 @@
 """Trained cell on disk → predictions of any rows, with nothing fitted again."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,12 +115,16 @@ def read_tuning(config: Config, store: Store, cell: Cell) -> dict[str, HeldOut]:
     }
 
 
-def best_comparison(config: Config, store: Store) -> Comparison:
+def best_comparison(config: Config, store: Store, among: Sequence[Comparison] = ()) -> Comparison:
     """The (method, scaler, architecture) with the highest AUROC on tuning rows.
 
-    Of the seed-averaged prediction, averaged over diseases and splits.
+    Of the seed-averaged prediction, averaged over diseases and splits. `among` those given, or
+    else of all.
     """
-    return max(comparisons(config), key=lambda comparison: _on_tuning(config, store, comparison))
+    return max(
+        among or comparisons(config),
+        key=lambda comparison: _on_tuning(config, store, comparison),
+    )
 
 
 def _on_tuning(config: Config, store: Store, comparison: Comparison) -> float:

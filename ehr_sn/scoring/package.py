@@ -39,7 +39,7 @@ from ehr_sn.models.predict import (
     read_model,
     read_tuning,
 )
-from ehr_sn.models.train import Cell, Comparison, Tensors, cell_path
+from ehr_sn.models.train import NOTHING, Cell, Comparison, Tensors, cell_path
 from ehr_sn.scoring.calibrate import CalibrationMap, cross_fitted
 from ehr_sn.scoring.reference import bins, reference
 
@@ -216,6 +216,11 @@ def _averaged(
     return mean, np.sqrt(squares / (len(seeds) - 1))
 
 
+def can_be_kept(comparison: Comparison) -> bool:
+    """Whether `write_package` can keep such a model: that of networks, as yet."""
+    return comparison[0] != NOTHING
+
+
 def write_package(
     config: Config,
     store: Store,
@@ -238,6 +243,8 @@ def write_package(
         raise EhrSnError(f"no disease {disease!r}; {did_you_mean(disease, store.diseases)}")
     if folder.exists():
         raise EhrSnError(f"{folder}: exists already; give another folder")
+    if not can_be_kept(comparison):
+        raise EhrSnError(f"{comparison[2]}: only networks can be kept as models as yet")
     cell = Cell(*comparison, split)
     if not cell_path(config, store, cell).exists():
         raise EhrSnError(
@@ -318,11 +325,9 @@ def read_package(folder: str | Path) -> Package:
 def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[Recipe, Tensors]:
     """What the cell's file holds of the disease in place i."""
     recipe, tensors = read_model(config, store, cell)
-    network = below("network/", tensors)
-    if not network:
-        raise EhrSnError(f"{cell.architecture}: only networks can be kept as models as yet")
     seeds = config.train.seeds
-    mine = StackedMLP.from_state(network).select(range(i * seeds, (i + 1) * seeds)).state()
+    network = StackedMLP.from_state(below("network/", tensors))
+    mine = network.select(range(i * seeds, (i + 1) * seeds)).state()
     method = {name: t for name, t in tensors.items() if name.startswith("method/")}
     return recipe, method | {f"network/{name}": tensor for name, tensor in mine.items()}
 

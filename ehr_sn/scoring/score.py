@@ -48,6 +48,7 @@ from ehr_sn.ingest.tables import connect, describe_sources, sha256
 from ehr_sn.ingest.wide import AS_OF, stage_cohort
 from ehr_sn.scoring.extract import Extract, open_extract, require_enough, without_labels
 from ehr_sn.scoring.package import Package, Scores, score_many
+from ehr_sn.scoring.registry import Registered
 
 FORMAT = 1  # raised whenever the same extract and models would give other files
 UNEXPECTED = 1e-3  # probability below which it is no chance that no row has a feature's value
@@ -58,20 +59,20 @@ SUMMARY, CSV = "summary.json", "scores.csv"
 
 def score(
     config: Config,
-    packages: Sequence[Package],
+    models: Sequence[Registered],
     output: Path,
     source: str | Path | None = None,
     as_of: datetime | None = None,
     with_csv: bool = False,
     shard_rows: int | None = None,
 ) -> tuple[Path, bool]:
-    """Score the rows of an extract with each of the packages; returns the folder, and if it is new.
+    """Score the rows of an extract with each of the models; returns the folder, and if it is new.
 
     Parameters
     ----------
     config : today's, of which paths, `data_root` and `scoring` are used; what the features are made
         of is as in the configuration that the models were trained with
-    packages : one a disease, trained on the same features
+    models : one a disease, trained on the same features
     source : see `open_extract`; by default the tables of the training
     as_of : in UTC, the moment at which the extract was taken: rows whose prediction time lies later
         are set aside, since not all that is known by then can be in the extract
@@ -86,6 +87,7 @@ def score(
     DiskError
         The disk is full. Nothing is left behind.
     """
+    packages = [model.package for model in models]
     training = _training(config, packages)
     features = packages[0].about["features"]
     extract = open_extract(training, features, source)
@@ -94,7 +96,7 @@ def score(
     with disk_errors(output), fetched(extract.config, output) as reading:
         extract = replace(extract, config=reading)
         sources = {name: one.sha256 for name, one in describe_sources(reading).items()}
-        job = _Job(config, extract, tuple(packages), as_of, sources, _changes(training, config))
+        job = _Job(config, extract, tuple(models), as_of, sources, _changes(training, config))
         folder = output / job.fingerprint
         is_new = not folder.exists()
         if is_new:
@@ -116,24 +118,31 @@ class _Job:
 
     config: Config
     extract: Extract
-    packages: tuple[Package, ...]
+    registered: tuple[Registered, ...]
     as_of: datetime | None
     sources: dict[str, str]
     warnings: tuple[str, ...]
 
     @property
-    def models(self) -> dict[str, dict[str, str]]:
-        return {p.disease: {"version": _version(p), "sha256": p.sha256} for p in self.packages}
+    def packages(self) -> list[Package]:
+        return [model.package for model in self.registered]
+
+    @property
+    def models(self) -> dict[str, dict[str, str | int]]:
+        return {
+            model.package.disease: {
+                "name": model.name,
+                "version": model.version,
+                "sha256": model.package.sha256,
+            }
+            for model in self.registered
+        }
 
     @property
     def fingerprint(self) -> str:
         as_of = self.as_of and self.as_of.isoformat()
         versions = {name: version(name) for name in ("ehr-sn", "duckdb", "numpy", "torch")}
         return digest([FORMAT, versions, self.sources, self.models, as_of])
-
-
-def _version(package: Package) -> str:
-    return str(getattr(package, "version", None) or package.sha256[:12])
 
 
 def _training(config: Config, packages: Sequence[Package]) -> Config:
@@ -225,7 +234,7 @@ def _score_shard(
     names = job.packages[0].features
     places = [names.index(feature.name) for feature in list_features(config)]
     observed, row = np.zeros(len(names), dtype=np.int64), 0
-    with closing(_Writer(db, scratch / "scores.parquet", job.packages, moment)) as writer:
+    with closing(_Writer(db, scratch / "scores.parquet", job.registered, moment)) as writer:
         for block in _blocks(db, config, in_order):
             values = np.full((len(block), len(names)), np.nan, dtype=np.float32)
             values[:, places] = block
@@ -285,18 +294,17 @@ class _Writer:
         self,
         db: duckdb.DuckDBPyConnection,
         path: Path,
-        packages: Sequence[Package],
+        models: Sequence[Registered],
         moment: datetime,
     ):
-        self._packages, self._moment = packages, moment
+        self._models, self._moment = models, moment
         keys = db.sql(f"SELECT {', '.join(KEYS)} FROM cohort LIMIT 0").to_arrow_table().schema
-        one_of = pa.dictionary(pa.int32(), pa.string())
         fields = {
-            "disease": one_of,
+            "disease": pa.dictionary(pa.int32(), pa.string()),
             "probability": pa.float64(),
             "spread": pa.float64(),
             "observed": pa.int32(),
-            "model_version": one_of,
+            "model_version": pa.int32(),
             "scored_at": pa.timestamp("us", tz="UTC"),
         }
         self._writer = pq.ParquetWriter(
@@ -308,13 +316,13 @@ class _Writer:
     def write(self, keys: pa.Table, scores: Sequence[Scores]) -> None:
         rows = keys.num_rows
         zeros = pa.array(np.zeros(rows, dtype=np.int32))
-        for package, told in zip(self._packages, scores, strict=True):
+        for model, told in zip(self._models, scores, strict=True):
             columns = [
-                pa.DictionaryArray.from_arrays(zeros, pa.array([package.disease])),
+                pa.DictionaryArray.from_arrays(zeros, pa.array([model.package.disease])),
                 pa.array(told.probability),
                 _known(told.spread),
                 pa.array(told.observed, pa.int32()),
-                pa.DictionaryArray.from_arrays(zeros, pa.array([_version(package)])),
+                pa.repeat(pa.scalar(model.version, pa.int32()), rows),
                 pa.repeat(pa.scalar(self._moment, pa.timestamp("us", tz="UTC")), rows),
             ]
             table = pa.table([*keys.columns, *columns], schema=self._writer.schema)
@@ -350,8 +358,9 @@ def _summary(job: _Job, moment: datetime, work: Work) -> dict[str, Any]:
             raise DataError(requirement.fault)
     rows = sum(shard["rows"] for shard in told)
     observed = np.sum([shard["observed"] for shard in told], axis=0)
-    features = job.packages[0].features
-    missing = job.packages[0].about["training"]["missing_rate"]
+    packages = job.packages
+    features = packages[0].features
+    missing = packages[0].about["training"]["missing_rate"]
     absent = dict(job.extract.absent)
     for name, seen in zip(features, observed, strict=True):
         if name not in absent and rows and not seen and missing[name] ** rows < UNEXPECTED:

@@ -11,7 +11,8 @@ import pytest
 
 from ehr_sn.config import load_config
 from ehr_sn.errors import DataError, EhrSnError
-from ehr_sn.scoring.package import Package, read_package, score_many, write_package
+from ehr_sn.scoring.package import read_package, score_many, write_package
+from ehr_sn.scoring.registry import Registered
 from ehr_sn.scoring.score import score, summary
 
 
@@ -30,9 +31,9 @@ def scores_of(folder: Path) -> pd.DataFrame:
 
 
 @pytest.fixture
-def scored(clinic, packages, tmp_path) -> Callable:
+def scored(clinic, models, tmp_path) -> Callable:
     def run(source=None, **options):
-        folder, _ = score(clinic.config, packages, tmp_path / "scores", source, **options)
+        folder, _ = score(clinic.config, models, tmp_path / "scores", source, **options)
         return folder
 
     return run
@@ -50,12 +51,12 @@ def extract(tmp_path, write_tables) -> Path:
     return folder
 
 
-def test_the_training_tables_get_the_scores_of_the_training_features(clinic, packages, scored):
+def test_the_training_tables_get_the_scores_of_the_training_features(clinic, models, scored):
     folder = scored()
     scores = scores_of(folder)
-    expected = score_many(packages, clinic.store.values())
-    for package, told in zip(packages, expected, strict=True):
-        ours = scores[scores["disease"] == package.disease]
+    expected = score_many([model.package for model in models], clinic.store.values())
+    for model, told in zip(models, expected, strict=True):
+        ours = scores[scores["disease"] == model.package.disease]
         np.testing.assert_array_equal(ours["probability"], told.probability)
         np.testing.assert_array_equal(ours["spread"], told.spread)
         np.testing.assert_array_equal(ours["observed"], told.observed)
