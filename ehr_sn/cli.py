@@ -233,6 +233,58 @@ def rollback(
     out.print(f"{disease}: version {now} is the champion again, in place of {was}.")
 
 
+@app.command()
+def score(
+    config: ConfigFile,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Below which the scores' folder goes.")
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="PATH",
+            help="The extract: a folder of tables, the file of an only table, a DuckDB or SQLite "
+            "file, or env:NAME of a variable with a PostgreSQL URL. [default: CONFIG's tables]",
+        ),
+    ] = None,
+    diseases: Diseases = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MOMENT",
+            help="When the extract was taken, in UTC, or `now`: who is not due yet is set aside.",
+        ),
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Also write scores.csv.")] = False,
+    data: Data = None,
+) -> None:
+    """Score a fresh extract of CONFIG's tables with the champions: probabilities, in Parquet.
+
+    The same extract and models give the same folder: what is there is not made again.
+    """
+    load_config(config)
+    from flows.score import score as flow
+
+    from ehr_sn.scoring.score import read_moment, summary
+
+    moment = read_moment(as_of).isoformat() if as_of else None
+    with err.status("Scoring …"):
+        folder, is_new = flow(str(config), str(output), source, diseases or (), moment, csv)
+    told = summary(Path(folder))
+    for name, why in told["absent_features"].items():
+        err.print(f"[yellow]{name} is missing in every row:[/yellow] {why}", highlight=False)
+    for warning in told["warnings"]:
+        err.print(f"[yellow]Warning:[/yellow] {warning}", highlight=False)
+    aside = sum(entry["count"] for entry in told["quarantined"])
+    err.print(
+        f"{'Scored' if is_new else 'Scored before'}: {told['rows']:,} rows, "
+        f"{len(told['models'])} diseases; {aside:,} entries in quarantine.",
+        highlight=False,
+    )
+    out.print(folder, soft_wrap=True)
+
+
 audit_app = typer.Typer(no_args_is_help=True, help="What was done with models, and by whom.")
 app.add_typer(audit_app, name="audit")
 

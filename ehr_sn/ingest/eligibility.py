@@ -61,10 +61,12 @@ def stage_eligible(
             PARTITION BY subject_id ORDER BY prediction_time {order}) = 1"""
         before, subjects = attrition[-1]["rows"], attrition[-1]["subjects"]
         attrition = [*attrition, entry("take", subjects, subjects, before - subjects)]
-    order = "" if in_order else "ORDER BY subject_id, prediction_time"
+    order, by_row = (
+        ("", "") if in_order else ("ORDER BY subject_id, prediction_time", "ORDER BY row")
+    )
     db.execute(
         f"""CREATE {kind} wide AS SELECT row_number() OVER ({order}) - 1 AS row, *
-        FROM (SELECT * FROM ruled WHERE {kept} {"" if in_order else taken}) {"" if in_order else "ORDER BY row"}"""
+        FROM (SELECT * FROM ruled WHERE {kept} {"" if in_order else taken}) {by_row}"""
     )
     if not in_order:
         db.execute("DROP TABLE ruled")

@@ -240,7 +240,7 @@ def _is_there(folder: Path, lock: IO[str]) -> bool:
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Remove what was killed at work on other inputs left, where nobody went on with it for long."""
+    """Remove what killed work on other inputs left, and nobody has gone on with for long."""
     for other in folder.glob(".work-*"):
         with suppress(OSError):  # it is at work, or gone
             changed = max(path.stat().st_mtime for path in (other, *other.glob("*")))

@@ -5,12 +5,11 @@ are in the table more than once, whom one row alone cannot judge, make the last 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from collections.abc import Iterator
 
 import duckdb
 import numpy as np
@@ -74,6 +73,14 @@ def build_in_order(config: Config, work: Work, chunk_rows: int | None = None) ->
     return True
 
 
+class _FailedError(Exception):
+    """A shard cannot be built: not the fault of the file that is being read meanwhile."""
+
+    def __init__(self, shard: Future[None]):
+        super().__init__()
+        self.shard = shard
+
+
 @dataclass(frozen=True)
 class _Stream:
     """The table, and hashes of the subjects that are in it more than once."""
@@ -118,8 +125,8 @@ class _Stream:
                 if not work.counted(shard).exists():
                     if len(building) > (os.cpu_count() or 1):
                         done, building = wait(building, return_when=FIRST_COMPLETED)
-                        for one in done:
-                            one.result()
+                        if failed := next((one for one in done if one.exception()), None):
+                            raise _FailedError(failed)
                     building.add(pool.submit(self._build_chunk, work, shard, chunk))
                 shard += 1
 
@@ -141,6 +148,9 @@ class _Stream:
                     build(pa.concat_tables(rest))
                 for one in building:
                     one.result()
+            except _FailedError as error:
+                pool.shutdown(cancel_futures=True)
+                error.shard.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

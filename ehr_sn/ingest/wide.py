@@ -45,8 +45,8 @@ from ehr_sn.ingest.sql import DAY, YEAR, identifier, is_number, literal, source
 from ehr_sn.ingest.tables import count, create_notices, headers, notice
 
 AS_OF = "as_of"  # a variable of DuckDB: the moment at which the tables were copied, where told
+NOT_REACHED = "the prediction time was not reached when the tables were copied"
 
-_NOT_REACHED = "the prediction time was not reached when the tables were copied"
 _ALIKE = "subject appears again{}, with other values"
 _REPEATS = "repeats an earlier row"
 
@@ -126,7 +126,7 @@ def _judge_cohort(
             WHEN subject_id IS NULL THEN 'no subject_id'
             WHEN NOT time_given THEN 'no prediction time'
             WHEN prediction_time IS NULL THEN 'prediction time {NO_TIME}'
-            WHEN prediction_time > getvariable('{AS_OF}') THEN '{_NOT_REACHED}'
+            WHEN prediction_time > getvariable('{AS_OF}') THEN '{NOT_REACHED}'
             {"" if in_order else repeats} END AS reason
         FROM (SELECT *, hash(0 {content}) AS content
             FROM (SELECT _row AS {_row_of(cohort.table)},
@@ -172,7 +172,10 @@ def _judge_joined(
 def _join(
     db: duckdb.DuckDBPyConnection, config: Config, columns: Columns, in_order: bool
 ) -> Attrition:
-    """Make the table (`in_order`: view) `wide` of the rows that are predicted for; returns what each rule left."""
+    """Make the table `wide` of the rows that are predicted for; returns what each rule left.
+
+    With `in_order` it is a view, as are those that it is made from.
+    """
     cohort = config.cohort
     condition = "TRUE"
     if cohort.where is not None:
@@ -197,7 +200,8 @@ def _join(
         times[name if name in constants else f"time of {key}"] = _time(db, config, column)
     timed = "".join(f", {sql} AS {identifier(name)}" for name, sql in times.items())
     db.execute(
-        f"""CREATE {"VIEW" if in_order else "TABLE"} joined AS SELECT * {timed}, ({condition})::BOOLEAN AS "fulfils where"
+        f"""CREATE {"VIEW" if in_order else "TABLE"} joined AS
+        SELECT * {timed}, ({condition})::BOOLEAN AS "fulfils where"
         FROM (SELECT base.* {held} FROM judged_cohort base {joins}
             WHERE base.reason IS NULL)"""
     )

@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import duckdb
@@ -33,22 +34,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ehr_sn import tracking
 from ehr_sn.config import Config, digest, read_stored
 from ehr_sn.errors import DataError, EhrSnError
-from ehr_sn.ingest.cells import quarantine_counts
+from ehr_sn.ingest.cells import SET_ASIDE, quarantine_counts
 from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.events import require_events, stage_events
 from ehr_sn.ingest.features import feature_blocks, list_features
 from ehr_sn.ingest.requirements import keep_requirements, kept, summed
 from ehr_sn.ingest.shards import KEYS, Work, build_in_threads, prepare, write_json
 from ehr_sn.ingest.sql import identifier, literal
-from ehr_sn.ingest.streams import build_in_order
 from ehr_sn.ingest.store import added, clear_abandoned, disk_errors, working
+from ehr_sn.ingest.streams import build_in_order
 from ehr_sn.ingest.tables import connect, describe_sources, sha256
-from ehr_sn.ingest.wide import AS_OF, stage_cohort
+from ehr_sn.ingest.wide import AS_OF, NOT_REACHED, stage_cohort
+from ehr_sn.scoring import audit
 from ehr_sn.scoring.extract import Extract, open_extract, require_enough, without_labels
 from ehr_sn.scoring.package import Package, Scores, score_many
-from ehr_sn.scoring.registry import Registered
+from ehr_sn.scoring.registry import Registered, load_champions
+from ehr_sn.scoring.registry import told as registry_faults
 
 FORMAT = 1  # raised whenever the same extract and models would give other files
 UNEXPECTED = 1e-3  # probability below which it is no chance that no row has a feature's value
@@ -104,6 +108,59 @@ def score(
         if with_csv and not (folder / CSV).exists():
             _write_csv(folder)
     return folder, is_new
+
+
+def score_with_champions(
+    config: Config,
+    output: Path,
+    source: str | None = None,
+    diseases: Sequence[str] = (),
+    as_of: datetime | None = None,
+    with_csv: bool = False,
+) -> tuple[Path, bool]:
+    """As `score`, with the champions of these diseases (of all, by default), and on record.
+
+    A folder that is new is told to MLflow, and every scoring to the audit log.
+
+    Raises
+    ------
+    EhrSnError
+        A disease has no champion, or MLflow cannot be reached; or as `score`.
+    """
+    started = perf_counter()
+    models = list(load_champions(config, diseases).values())
+    folder, is_new = score(config, models, output, source, as_of, with_csv)
+    told = summary(folder)
+    if is_new:
+        with registry_faults():
+            tracking.log_scoring(config, told, perf_counter() - started)
+    audit.append(
+        audit.audit_path(config),
+        "score",
+        fingerprint=folder.name,
+        sources=told["sources"],
+        models={disease: model["version"] for disease, model in told["models"].items()},
+        rows=told["rows"],
+        new=is_new,
+    )
+    return folder, is_new
+
+
+def read_moment(text: str) -> datetime:
+    """A moment in UTC, without an offset, from `now` or ISO 8601 (without an offset: in UTC).
+
+    Raises
+    ------
+    EhrSnError
+        It is neither.
+    """
+    if text == "now":
+        return datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise EhrSnError(f"--as-of {text}: give `now`, or a moment as 2026-11-22T03:00") from None
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -223,14 +280,15 @@ def _score_shard(
     scratch: Path,
 ) -> None:
     """From the tables in the schema `source` to the shard's part of the scores, and its counts."""
-    keep_requirements(db)  # of a few rows, what is odd for many may be so by chance
+    keep_requirements(db)  # what would be odd of many rows may be chance of a few
     if job.as_of is not None:
         db.execute(f"SET VARIABLE {AS_OF} = TIMESTAMP {literal(job.as_of.isoformat(sep=' '))}")
     in_order = shard < work.plan.get("in_order", 0)
     cohort = stage_cohort(db, config, in_order)
     event_rows = stage_events(db, config)
     require_events(db, config)
-    db.execute("DROP SCHEMA source CASCADE")
+    if not in_order:
+        db.execute("DROP SCHEMA source CASCADE")
     names = job.packages[0].features
     places = [names.index(feature.name) for feature in list_features(config)]
     observed, row = np.zeros(len(names), dtype=np.int64), 0
@@ -353,8 +411,16 @@ def _summary(job: _Job, moment: datetime, work: Work) -> dict[str, Any]:
         if not requirement.is_met
     ]
     usable = next(entry["rows"] for entry in cohort if entry["rule"] == "usable")
+    quarantined: Counter[tuple[str, ...]] = Counter()
+    noticed: Counter[tuple[str, ...]] = Counter()
+    for shard in told:
+        quarantined.update({tuple(key): n for *key, n in shard["quarantined"]})
+        noticed.update({tuple(key): n for *key, n in shard["noticed"]})
+    for table, landed in work.landed_counts():
+        noticed.update({(check, table, said): n for check, _, n, _, said in landed["notices"]})
+    not_due = quarantined[job.extract.config.cohort.table, NOT_REACHED, SET_ASIDE]
     for requirement in unmet:
-        if requirement.refused or not usable:
+        if requirement.refused or not (usable or not_due):
             raise DataError(requirement.fault)
     rows = sum(shard["rows"] for shard in told)
     observed = np.sum([shard["observed"] for shard in told], axis=0)
@@ -366,11 +432,6 @@ def _summary(job: _Job, moment: datetime, work: Work) -> dict[str, Any]:
         if name not in absent and rows and not seen and missing[name] ** rows < UNEXPECTED:
             absent[name] = f"no row has a value, and {1 - missing[name]:.0%} in training had one"
     require_enough(job.config, absent, len(features))
-    quarantined: Counter[tuple[str, ...]] = Counter()
-    noticed: Counter[tuple[str, ...]] = Counter()
-    for shard in told:
-        quarantined.update({tuple(key): n for *key, n in shard["quarantined"]})
-        noticed.update({tuple(key): n for *key, n in shard["noticed"]})
     return {
         "fingerprint": job.fingerprint,
         "dataset": job.config.dataset,
