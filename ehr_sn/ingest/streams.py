@@ -53,6 +53,7 @@ def build_in_order(config: Config, work: Work, chunk_rows: int | None = None) ->
         connect(scratch / "spill", SHARD_MEMORY) as db,
         opened_tables(db, config) as (table,),
     ):
+        db.execute("SET enable_external_file_cache = false")  # the file is read once
         rows = table.tally()
         if rows <= chunk_rows:
             return False

@@ -289,8 +289,8 @@ def _numbers(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) ->
 
 def _ends(
     db: duckdb.DuckDBPyConnection, numbers: dict[Column, str]
-) -> dict[Column, tuple[float, float]]:
-    """Least and greatest value of each column of numbers, in one pass; of an empty one, zeros."""
+) -> dict[Column, tuple[float, float, bool]]:
+    """Least and greatest value of each column of numbers, zeros of an empty one; if it is FLOAT."""
     if not numbers:
         return {}
     ends = ", ".join(
@@ -299,7 +299,8 @@ def _ends(
         for end in ("min", "max")
     )
     found = db.execute(f"SELECT {ends} FROM wide").fetchall()[0]
-    return dict(zip(numbers, zip(found[::2], found[1::2], strict=True), strict=True))
+    floats = [dtype == "FLOAT" for dtype in numbers.values()]
+    return dict(zip(numbers, zip(found[::2], found[1::2], floats, strict=True), strict=True))
 
 
 def _feature(
@@ -308,13 +309,14 @@ def _feature(
     name: str,
     feature: StaticFeature,
     columns: list[Column],
-    ends: dict[Column, tuple[float, float]],
+    ends: dict[Column, tuple[float, float, bool]],
     judged: list[_Judged],
 ) -> dict[str, str]:
     """SQL of each of the store's columns that a feature becomes; what to judge is added."""
     where = config.where(config.features.key(name))
     if feature.since is not None:
-        return {name: _since(name, feature, *columns, judged)}
+        (column,) = columns
+        return {name: _since(name, feature, column, judged)}
     if feature.categories is not None:
         (column,) = columns
         given = _given(feature, column)
@@ -331,7 +333,7 @@ def _feature(
         given = _given(feature, column)
         low, high = plausible(feature)
         if column in ends and low <= ends[column][0] and ends[column][1] <= high:
-            values.append(given)
+            values.append(f"({given})::{'FLOAT' if ends[column][2] else 'DOUBLE'}")
             continue
         bad = value_reason_of(given, column.name, implausible(given, feature, name))
         judged.append(_Judged(column.table, given, bad, name if len(columns) == 1 else None))

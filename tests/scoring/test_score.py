@@ -14,14 +14,17 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.tracking import MlflowClient
 
+from ehr_sn import tracking
 from ehr_sn.config import Config, load_config
 from ehr_sn.errors import DataError, EhrSnError
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.models.train import Cell, comparisons, train_cell
+from ehr_sn.scoring import audit
 from ehr_sn.scoring.package import read_package, score_many, write_package
-from ehr_sn.scoring.registry import Registered
-from ehr_sn.scoring.score import score, summary
+from ehr_sn.scoring.registry import Registered, register
+from ehr_sn.scoring.score import read_moment, score, score_with_champions, summary
 
 Score = Callable[..., Path]
 
@@ -173,6 +176,13 @@ def test_who_is_not_due_yet_is_set_aside(run, extract):
     reasons = {entry["reason"]: entry["count"] for entry in told["quarantined"]}
     assert reasons["the prediction time was not reached when the tables were copied"] == 50
     assert summary(run(extract, as_of=datetime(2020, 1, 1)))["rows"] == 50
+
+
+def test_a_moment_is_read_in_utc():
+    assert read_moment("2026-11-22T03:00+01:00") == datetime(2026, 11, 22, 2)
+    assert read_moment("2026-11-22") == datetime(2026, 11, 22)
+    with pytest.raises(EhrSnError, match="--as-of yesterday: give `now`"):
+        read_moment("yesterday")
 
 
 def test_an_absent_column_is_missing_with_a_warning(run, extract):
@@ -405,3 +415,32 @@ def test_a_killed_scoring_goes_on_to_the_same_files(wide, tmp_path):
     pd.testing.assert_frame_equal(by_row(folder), by_row(whole), check_exact=True)
     for path in sorted((whole / "quarantine").iterdir()):
         assert path.read_bytes() == (folder / "quarantine" / path.name).read_bytes()
+
+
+# -- with champions --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def service(tmp_path, monkeypatch) -> MlflowClient:
+    """MLflow on SQLite in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return MlflowClient(tracking.tracking_uri(), tracking.tracking_uri())
+
+
+def test_champions_score_and_it_is_on_record(clinic, service, extract, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(EhrSnError, match="has no champion: run `ehr-sn promote CONFIG` first"):
+        score_with_champions(clinic.config, out, str(extract))
+    assert not out.exists()
+    register(clinic.config, clinic.store, clinic.comparison(), ["diabetes"])
+    service.set_registered_model_alias("ehr_sn.clinic.diabetes", "champion", "1")
+    lines = audit.verify(audit.audit_path(clinic.config))[0]
+    for is_new in (True, False):
+        told = score_with_champions(clinic.config, out, str(extract), ["diabetes"])
+        assert told[1] == is_new
+    experiment = tracking.experiment_of(clinic.config)
+    (run,) = service.search_runs([experiment], "tags.`ehr_sn.kind` = 'score'")
+    assert run.data.metrics["rows"] == 50
+    assert run.data.params["version_diabetes"] == "1"
+    assert audit.verify(audit.audit_path(clinic.config))[0] == lines + 2
