@@ -262,10 +262,7 @@ def write_package(
         "split": split,
         "store": store.fingerprint,
         "cell": cell_path(config, store, cell).stem,
-        "features": [
-            {key: feature[key] for key in ("name", "kind", "aggregate", "unit", "plausible")}
-            for feature in store.manifest["features"]
-        ],
+        "features": [_described(feature) for feature in store.manifest["features"]],
         "config": store.manifest["config"],
         **_learned(config, store, cell, disease),
         "versions": {name: version(name) for name in ("ehr-sn", "numpy", "scikit-learn", "torch")},
@@ -329,6 +326,16 @@ def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[Recip
     mine = network.select(range(i * seeds, (i + 1) * seeds)).state()
     method = {name: t for name, t in tensors.items() if name.startswith("method/")}
     return recipe, method | {f"network/{name}": tensor for name, tensor in mine.items()}
+
+
+def _described(feature: dict[str, Any]) -> dict[str, Any]:
+    """A feature of the manifest; with the plausible range of its own values, if any is known."""
+    described = {key: feature[key] for key in ("name", "kind", "aggregate", "unit", "plausible")}
+    if feature["kind"] == "history":
+        described["plausible"] = [0, 1]
+    elif feature["aggregate"] in ("count", "slope", "days_since_last"):
+        described["plausible"] = None
+    return described
 
 
 def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str, Any]:
