@@ -45,9 +45,9 @@ from ehr_sn.scoring.reference import bins, reference
 
 FORMAT = 1  # raised whenever a package of before cannot be read any more
 MODEL, ABOUT, SUMS = "model.safetensors", "package.json", "SHA256SUMS"
-BLOCK = 512
+BLOCK = 256
 """Rows that go through the networks at a time: always so many, the last block padded."""
-CHUNK = 16 * BLOCK
+CHUNK = 32 * BLOCK
 """Rows that one thread takes at a time."""
 
 
