@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -98,7 +99,7 @@ class Problems(_Answer):
 def create_app(
     champions: Champions,
     token: str | None = None,
-    refresh: Callable[[], Champions] | None = None,
+    refresh: Callable[[Champions], Champions] | None = None,
 ) -> FastAPI:
     """The service for these champions.
 
@@ -106,8 +107,8 @@ def create_app(
     ----------
     champions : disease → model
     token : what a caller must send as `Authorization: Bearer …`; None asks for nothing
-    refresh : asked every minute for the champions of then, so that a promotion or a rollback takes
-        hold; rows go on to be checked by the features of the first
+    refresh : given the champions in use, asked every minute for those of then, so that a promotion
+        or a rollback takes hold; rows go on to be checked by the features of the first
     """
     service = _Service(champions)
 
@@ -147,7 +148,7 @@ def create_app(
     @app.post(
         "/score",
         response_model=Scored,
-        responses=answers | {code: {"model": Problems} for code in (413, 422)},
+        responses=answers | {code: {"model": Problems} for code in (400, 413, 422)},
         summary="Score rows with every champion",
         **closed,
     )
@@ -263,13 +264,13 @@ class _Service:
         self.requests.labels(path, str(status)).inc()
         self.seconds.labels(path).observe(seconds)
 
-    async def keep_fresh(self, refresh: Callable[[], Champions]) -> None:
+    async def keep_fresh(self, refresh: Callable[[Champions], Champions]) -> None:
         """Ask for the champions now and then; those that take other features need a restart."""
         known = {feature["name"] for feature in self.features}
         while True:
             await asyncio.sleep(REFRESH)
             try:
-                found = await asyncio.to_thread(refresh)
+                found = await asyncio.to_thread(refresh, self.champions)
                 wanted = {name for one in found.values() for name in one.package.features}
                 self.stale = not wanted <= known
                 if not self.stale:
@@ -396,7 +397,7 @@ def serve(config: Config, host: str, port: int, diseases: Sequence[str] = ()) ->
     if token is not None and len(token) < SHORTEST_TOKEN:
         raise EhrSnError(f"{TOKEN}: is too easily guessed: give {SHORTEST_TOKEN} signs or more")
     app = create_app(
-        load_champions(config, diseases), token, lambda: load_champions(config, diseases)
+        load_champions(config, diseases), token, partial(load_champions, config, diseases)
     )
     uvicorn.run(app, host=host, port=port, server_header=False, limit_concurrency=200)
 

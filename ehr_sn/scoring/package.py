@@ -28,12 +28,13 @@ from safetensors.torch import load_file, save_file
 from ehr_sn.config import Config, digest
 from ehr_sn.errors import DataError, EhrSnError, did_you_mean
 from ehr_sn.evaluate.metrics import auprc, brier, calibration
+from ehr_sn.evaluate.plots import SMALLEST_GROUP
 from ehr_sn.evaluate.statistics import delong
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.mlp import StackedMLP
 from ehr_sn.models.predict import (
     NetworkPredictor,
-    Recipe,
+    Preparation,
     below,
     network_predictors,
     read_model,
@@ -250,14 +251,14 @@ def write_package(
             f"{' · '.join(comparison)} was not trained with this configuration: run "
             "`ehr-sn run CONFIG` first"
         )
-    recipe, tensors = _of_disease(config, store, cell, store.diseases.index(disease))
+    preparation, tensors = _of_disease(config, store, cell, store.diseases.index(disease))
     about = {
         "format": FORMAT,
         "dataset": config.dataset,
         "title": config.title,
         "disease": disease,
         "comparison": dict(zip(("method", "scaler", "architecture"), comparison, strict=True)),
-        "recipe": asdict(recipe),
+        "preparation": asdict(preparation),
         "seeds": config.train.seeds,
         "split": split,
         "store": store.fingerprint,
@@ -307,25 +308,25 @@ def read_package(folder: str | Path) -> Package:
             "the model again"
         )
     tensors = load_file(folder / MODEL)
-    recipe = Recipe(**about["recipe"])
+    preparation = Preparation(**about["preparation"])
     parts = []
-    for i, predictor in enumerate(network_predictors(recipe, tensors, 1)):
+    for i, predictor in enumerate(network_predictors(preparation, tensors, 1)):
         state = below(f"method/{i}/", tensors) or below("method/", tensors)
-        made = [about["recipe"], i, {name: _bits(tensor) for name, tensor in state.items()}]
+        made = [about["preparation"], i, {name: _bits(tensor) for name, tensor in state.items()}]
         network = predictor.network.state()
         shapes = {k: list(t.shape[1:]) if t.ndim else t.item() for k, t in network.items()}
         parts.append(_Part(predictor, digest([made, shapes])))
     return Package(folder, about, _sha256(folder / SUMS), tuple(parts))
 
 
-def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[Recipe, Tensors]:
+def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[Preparation, Tensors]:
     """What the cell's file holds of the disease in place i."""
-    recipe, tensors = read_model(config, store, cell)
+    preparation, tensors = read_model(config, store, cell)
     seeds = config.train.seeds
     network = StackedMLP.from_state(below("network/", tensors))
     mine = network.select(range(i * seeds, (i + 1) * seeds)).state()
     method = {name: t for name, t in tensors.items() if name.startswith("method/")}
-    return recipe, method | {f"network/{name}": tensor for name, tensor in mine.items()}
+    return preparation, method | {f"network/{name}": tensor for name, tensor in mine.items()}
 
 
 def _described(feature: dict[str, Any]) -> dict[str, Any]:
@@ -350,9 +351,16 @@ def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str
     return {
         "calibration": calibrate.as_dict(),
         "figures": figures(tuning.y, mapped, tuning.ensemble),
-        "training": reference(store.values()[split == "train"], store.feature_names),
+        "training": _training(store, cell.split),
         "scores": bins(calibrate(tuning.ensemble)),
     }
+
+
+@lru_cache(maxsize=1)
+def _training(store: Store, split: int) -> dict[str, Any]:
+    """The same for every disease."""
+    rows = store.values()[store.splits()[:, split] == "train"]
+    return reference(rows, store.feature_names)
 
 
 def figures(
@@ -361,14 +369,14 @@ def figures(
     """How good calibrated probabilities are on tuning rows; all of shape (rows,).
 
     Areas are those of `ranks`: probabilities from maps of several folds do not rank alike. None
-    stands for what is not known.
+    stands for what is not known, and for fewer than 11 subjects.
     """
     area = delong(y, ranks)
     known = not np.isnan(p).any()
     slope, intercept = calibration(y, p) if known else (np.nan, np.nan)
     told = {
         "n": area.n,
-        "n_positive": area.n_positive,
+        "n_positive": area.n_positive if area.n_positive >= SMALLEST_GROUP else np.nan,
         "auroc": area.value,
         "auroc_ci_low": area.ci_low,
         "auroc_ci_high": area.ci_high,

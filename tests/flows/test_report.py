@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from flows.pipeline import pipeline
+from flows.register import register
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -141,3 +142,6 @@ def test_models_of_a_run_are_registered_promoted_and_rolled_back_by_commands(rep
     version = client.get_model_version("ehr_sn.clinic.diabetes", "2")
     run = client.get_run(version.run_id)
     assert (run.data.params["method"], run.data.params["disease"]) == ("zero+mask", "diabetes")
+    versions = register("clinic.yaml", promote=True)  # all of it again, as a flow
+    assert versions["hypertension"] == 1
+    assert client.get_model_version_by_alias("ehr_sn.clinic.hypertension", "champion").version == 1

