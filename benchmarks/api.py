@@ -58,7 +58,7 @@ def make_champions(folder: Path, subjects: int) -> tuple[dict[str, Path], list[d
 
 def serve(packages: dict[str, Path], port: int) -> None:
     champions = {name: Registered(name, 1, read_package(path)) for name, path in packages.items()}
-    uvicorn.run(create_app(champions), port=port, log_level="warning")
+    uvicorn.run(create_app(champions), port=port, access_log=False, log_level="warning")
 
 
 async def load(port: int, rows: list[dict[str, float]], rate: float, seconds: float) -> None:

@@ -36,7 +36,8 @@ SHORTEST_TOKEN = 16
 MOST_ROWS = 1000
 MOST_BYTES = 8 * 2**20
 LARGEST = 1e30  # which float32 still holds
-REFRESH = 60.0
+MOST_AT_ONCE = 200  # requests; others are told to come again
+REFRESH = 60.0  # seconds
 PATHS = ("/score", "/health", "/models", "/metrics", "/openapi.json")
 
 Champions = Mapping[str, Registered]
@@ -399,7 +400,15 @@ def serve(config: Config, host: str, port: int, diseases: Sequence[str] = ()) ->
     app = create_app(
         load_champions(config, diseases), token, partial(load_champions, config, diseases)
     )
-    uvicorn.run(app, host=host, port=port, server_header=False, limit_concurrency=200)
+    # An address may hold what it should not, such as a name in its query: none is logged.
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        limit_concurrency=MOST_AT_ONCE,
+        access_log=False,
+        server_header=False,
+    )
 
 
 def _is_loopback(host: str) -> bool:

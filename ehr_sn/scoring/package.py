@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from ehr_sn.config import Config, digest
 from ehr_sn.errors import DataError, EhrSnError, did_you_mean
@@ -273,8 +273,8 @@ def write_package(
     try:
         save_file(tensors, partial / MODEL)
         (partial / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-        sums = [f"{_sha256(partial / name)}  {name}\n" for name in (MODEL, ABOUT)]
-        (partial / SUMS).write_text("".join(sums))
+        sums = [_sum(name, (partial / name).read_bytes()) for name in (MODEL, ABOUT)]
+        (partial / SUMS).write_text("\n".join(sums) + "\n")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -291,32 +291,33 @@ def read_package(folder: str | Path) -> Package:
     """
     folder = Path(folder)
     try:
-        lines = (folder / SUMS).read_text().splitlines()
-        sums = {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
-        for name in (MODEL, ABOUT):
-            if sums.get(name) != _sha256(folder / name):
-                raise EhrSnError(
-                    f"{folder / name}: is not as it was written (its SHA-256 differs from that in "
-                    f"{SUMS}): do not use it; register the model again"
-                )
-        about = json.loads((folder / ABOUT).read_text())
+        content = {name: (folder / name).read_bytes() for name in (MODEL, ABOUT, SUMS)}
     except (FileNotFoundError, NotADirectoryError):
         raise EhrSnError(f"{folder}: holds no model: {MODEL}, {ABOUT} and {SUMS}") from None
+    listed = content[SUMS].decode(errors="replace").splitlines()
+    for name in (MODEL, ABOUT):
+        if _sum(name, content[name]) not in listed:
+            raise EhrSnError(
+                f"{folder / name}: is not as it was written (its SHA-256 differs from that in "
+                f"{SUMS}): do not use it; register the model again"
+            )
+    about = json.loads(content[ABOUT])
     if about["format"] != FORMAT:
         raise EhrSnError(
             f"{folder}: is of format {about['format']}, and this ehr-sn reads {FORMAT}: register "
             "the model again"
         )
-    tensors = load_file(folder / MODEL)
+    tensors = load(content[MODEL])
     preparation = Preparation(**about["preparation"])
     parts = []
     for i, predictor in enumerate(network_predictors(preparation, tensors, 1)):
         state = below(f"method/{i}/", tensors) or below("method/", tensors)
-        made = [about["preparation"], i, {name: _bits(tensor) for name, tensor in state.items()}]
+        bits = {name: _sha256(tensor.numpy().tobytes()) for name, tensor in state.items()}
+        made = [about["preparation"], i, bits]
         network = predictor.network.state()
         shapes = {k: list(t.shape[1:]) if t.ndim else t.item() for k, t in network.items()}
         parts.append(_Part(predictor, digest([made, shapes])))
-    return Package(folder, about, _sha256(folder / SUMS), tuple(parts))
+    return Package(folder, about, _sha256(content[SUMS]), tuple(parts))
 
 
 def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[Preparation, Tensors]:
@@ -388,9 +389,10 @@ def figures(
     return {name: None if np.isnan(value) else value for name, value in told.items()}
 
 
-def _bits(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+def _sum(name: str, content: bytes) -> str:
+    """A line of `SHA256SUMS`."""
+    return f"{_sha256(content)}  {name}"
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

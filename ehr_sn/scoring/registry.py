@@ -203,7 +203,7 @@ def promote(
             champion=champion.version if champion else None,
             promoted=decision.promoted,
             against=decision.against,
-            figures=decision.figures,
+            figures={k: v for k, v in decision.figures.items() if np.isfinite(v)},
         )
         tags = decision.as_tags() | {"ehr_sn.audit": entry}
         if decision.promoted and champion:
