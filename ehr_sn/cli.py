@@ -285,6 +285,22 @@ def score(
     out.print(folder, soft_wrap=True)
 
 
+@app.command()
+def api(
+    config: ConfigFile,
+    diseases: Diseases = None,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Score rows over HTTP with the champions of CONFIG's data set (Ctrl-C ends it).
+
+    Callers must send the token in EHR_SN_API_TOKEN, which any but a local address requires.
+    """
+    from ehr_sn.scoring.api import serve
+
+    serve(load_config(config), host, port, diseases or ())
+
+
 audit_app = typer.Typer(no_args_is_help=True, help="What was done with models, and by whom.")
 app.add_typer(audit_app, name="audit")
 

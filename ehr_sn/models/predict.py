@@ -41,7 +41,7 @@ class NetworkPredictor:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Preparation:
     """How rows are made for the networks of a cell: what `make_method` takes, by names.
 
     `chosen` are the parameters that the tuning rows chose.
@@ -64,33 +64,37 @@ def load_predictor(config: Config, store: Store, cell: Cell) -> Predict | None:
 
     For the held-out rows it gives, bit for bit, the probabilities that the file holds.
     """
-    recipe, tensors = read_model(config, store, cell)
+    preparation, tensors = read_model(config, store, cell)
     if not below("network/", tensors):
         return None
-    parts = network_predictors(recipe, tensors, len(store.diseases))
+    parts = network_predictors(preparation, tensors, len(store.diseases))
     if len(parts) == 1:
         return parts[0]
     return lambda values: np.concatenate([predict(values) for predict in parts], axis=1)
 
 
-def read_model(config: Config, store: Store, cell: Cell) -> tuple[Recipe, Tensors]:
+def read_model(config: Config, store: Store, cell: Cell) -> tuple[Preparation, Tensors]:
     """Of a trained cell what `network_predictors` takes; of a baseline there are no tensors."""
     with safe_open(cell_path(config, store, cell), framework="pt") as file:
         chosen = json.loads(file.metadata()["about"])["chosen"]
         names = [name for name in file.keys() if name.startswith(("network/", "method/"))]  # noqa: SIM118
         tensors = {name: file.get_tensor(name) for name in names}
-    return Recipe(cell.method, cell.scaler, config.train.winsorise, chosen), tensors
+    return Preparation(cell.method, cell.scaler, config.train.winsorise, chosen), tensors
 
 
-def network_predictors(recipe: Recipe, tensors: Tensors, diseases: int) -> list[NetworkPredictor]:
+def network_predictors(
+    preparation: Preparation, tensors: Tensors, diseases: int
+) -> list[NetworkPredictor]:
     """One predictor for all seeds, or one a seed where each has its own draw of the method."""
     network = StackedMLP.from_state(below("network/", tensors)).eval()
     seeds = len(network) // diseases
     if not below("method/0/", tensors):
-        return [NetworkPredictor(recipe.pipeline(below("method/", tensors)), network, diseases)]
+        return [
+            NetworkPredictor(preparation.pipeline(below("method/", tensors)), network, diseases)
+        ]
     return [
         NetworkPredictor(
-            recipe.pipeline(below(f"method/{seed}/", tensors), draw=seed),
+            preparation.pipeline(below(f"method/{seed}/", tensors), draw=seed),
             network.select(range(seed, diseases * seeds, seeds)).eval(),
             diseases,
         )

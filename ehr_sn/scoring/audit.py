@@ -43,7 +43,7 @@ def append(path: Path, what: str, **entry: Any) -> str:
         lines = file.read().splitlines(keepends=True)
         previous = _checked(path, len(lines), lines[-1]) if lines else {"sha256": START}
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        content = {"when": when, "who": getpass.getuser(), "what": what, **entry}
+        content = {"when": when, "who": _user(), "what": what, **entry}
         content["previous"] = previous["sha256"]
         content["sha256"] = _hash(content)
         file.write((json.dumps(content, ensure_ascii=False) + "\n").encode())
@@ -73,6 +73,13 @@ def verify(path: Path) -> tuple[int, str]:
                 )
             previous = entry["sha256"]
     return number, previous
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"
 
 
 def _checked(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -23,17 +23,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from ehr_sn.config import Config, digest
 from ehr_sn.errors import DataError, EhrSnError, did_you_mean
 from ehr_sn.evaluate.metrics import auprc, brier, calibration
+from ehr_sn.evaluate.plots import SMALLEST_GROUP
 from ehr_sn.evaluate.statistics import delong
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.mlp import StackedMLP
 from ehr_sn.models.predict import (
     NetworkPredictor,
-    Recipe,
+    Preparation,
     below,
     network_predictors,
     read_model,
@@ -45,10 +46,9 @@ from ehr_sn.scoring.reference import bins, reference
 
 FORMAT = 1  # raised whenever a package of before cannot be read any more
 MODEL, ABOUT, SUMS = "model.safetensors", "package.json", "SHA256SUMS"
-FEATURE = ("name", "kind", "aggregate", "unit", "plausible", "tables")
-BLOCK = 512
+BLOCK = 256
 """Rows that go through the networks at a time: always so many, the last block padded."""
-CHUNK = 16 * BLOCK
+CHUNK = 32 * BLOCK
 """Rows that one thread takes at a time."""
 
 
@@ -251,22 +251,19 @@ def write_package(
             f"{' · '.join(comparison)} was not trained with this configuration: run "
             "`ehr-sn run CONFIG` first"
         )
-    recipe, tensors = _of_disease(config, store, cell, store.diseases.index(disease))
+    preparation, tensors = _of_disease(config, store, cell, store.diseases.index(disease))
     about = {
         "format": FORMAT,
         "dataset": config.dataset,
         "title": config.title,
         "disease": disease,
         "comparison": dict(zip(("method", "scaler", "architecture"), comparison, strict=True)),
-        "recipe": asdict(recipe),
+        "preparation": asdict(preparation),
         "seeds": config.train.seeds,
         "split": split,
         "store": store.fingerprint,
         "cell": cell_path(config, store, cell).stem,
-        "features": [
-            {key: feature[key] for key in FEATURE if key in feature}
-            for feature in store.manifest["features"]
-        ],
+        "features": [_described(feature) for feature in store.manifest["features"]],
         "config": store.manifest["config"],
         **_learned(config, store, cell, disease),
         "versions": {name: version(name) for name in ("ehr-sn", "numpy", "scikit-learn", "torch")},
@@ -276,8 +273,8 @@ def write_package(
     try:
         save_file(tensors, partial / MODEL)
         (partial / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-        sums = [f"{_sha256(partial / name)}  {name}\n" for name in (MODEL, ABOUT)]
-        (partial / SUMS).write_text("".join(sums))
+        sums = [_sum(name, (partial / name).read_bytes()) for name in (MODEL, ABOUT)]
+        (partial / SUMS).write_text("\n".join(sums) + "\n")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -294,42 +291,54 @@ def read_package(folder: str | Path) -> Package:
     """
     folder = Path(folder)
     try:
-        lines = (folder / SUMS).read_text().splitlines()
-        sums = {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
-        for name in (MODEL, ABOUT):
-            if sums.get(name) != _sha256(folder / name):
-                raise EhrSnError(
-                    f"{folder / name}: is not as it was written (its SHA-256 differs from that in "
-                    f"{SUMS}): do not use it; register the model again"
-                )
-        about = json.loads((folder / ABOUT).read_text())
+        content = {name: (folder / name).read_bytes() for name in (MODEL, ABOUT, SUMS)}
     except (FileNotFoundError, NotADirectoryError):
         raise EhrSnError(f"{folder}: holds no model: {MODEL}, {ABOUT} and {SUMS}") from None
+    listed = content[SUMS].decode(errors="replace").splitlines()
+    for name in (MODEL, ABOUT):
+        if _sum(name, content[name]) not in listed:
+            raise EhrSnError(
+                f"{folder / name}: is not as it was written (its SHA-256 differs from that in "
+                f"{SUMS}): do not use it; register the model again"
+            )
+    about = json.loads(content[ABOUT])
     if about["format"] != FORMAT:
         raise EhrSnError(
             f"{folder}: is of format {about['format']}, and this ehr-sn reads {FORMAT}: register "
             "the model again"
         )
-    tensors = load_file(folder / MODEL)
-    recipe = Recipe(**about["recipe"])
+    tensors = load(content[MODEL])
+    preparation = Preparation(**about["preparation"])
     parts = []
-    for i, predictor in enumerate(network_predictors(recipe, tensors, 1)):
+    for i, predictor in enumerate(network_predictors(preparation, tensors, 1)):
         state = below(f"method/{i}/", tensors) or below("method/", tensors)
-        made = [about["recipe"], i, {name: _bits(tensor) for name, tensor in state.items()}]
+        bits = {name: _sha256(tensor.numpy().tobytes()) for name, tensor in state.items()}
+        made = [about["preparation"], i, bits]
         network = predictor.network.state()
         shapes = {k: list(t.shape[1:]) if t.ndim else t.item() for k, t in network.items()}
         parts.append(_Part(predictor, digest([made, shapes])))
-    return Package(folder, about, _sha256(folder / SUMS), tuple(parts))
+    return Package(folder, about, _sha256(content[SUMS]), tuple(parts))
 
 
-def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[Recipe, Tensors]:
+def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[Preparation, Tensors]:
     """What the cell's file holds of the disease in place i."""
-    recipe, tensors = read_model(config, store, cell)
+    preparation, tensors = read_model(config, store, cell)
     seeds = config.train.seeds
     network = StackedMLP.from_state(below("network/", tensors))
     mine = network.select(range(i * seeds, (i + 1) * seeds)).state()
     method = {name: t for name, t in tensors.items() if name.startswith("method/")}
-    return recipe, method | {f"network/{name}": tensor for name, tensor in mine.items()}
+    return preparation, method | {f"network/{name}": tensor for name, tensor in mine.items()}
+
+
+def _described(feature: dict[str, Any]) -> dict[str, Any]:
+    """A feature of the manifest; with the plausible range of its own values, if any is known."""
+    kept = ("name", "kind", "aggregate", "unit", "plausible", "tables")
+    described = {key: feature[key] for key in kept if key in feature}
+    if feature["kind"] == "history":
+        described["plausible"] = [0, 1]
+    elif feature["aggregate"] in ("count", "slope", "days_since_last"):
+        described["plausible"] = None
+    return described
 
 
 def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str, Any]:
@@ -344,9 +353,16 @@ def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str
     return {
         "calibration": calibrate.as_dict(),
         "figures": figures(tuning.y, mapped, tuning.ensemble),
-        "training": reference(store.values()[split == "train"], store.feature_names),
+        "training": _training(store, cell.split),
         "scores": bins(calibrate(tuning.ensemble)),
     }
+
+
+@lru_cache(maxsize=1)
+def _training(store: Store, split: int) -> dict[str, Any]:
+    """The same for every disease."""
+    rows = store.values()[store.splits()[:, split] == "train"]
+    return reference(rows, store.feature_names)
 
 
 def figures(
@@ -355,14 +371,14 @@ def figures(
     """How good calibrated probabilities are on tuning rows; all of shape (rows,).
 
     Areas are those of `ranks`: probabilities from maps of several folds do not rank alike. None
-    stands for what is not known.
+    stands for what is not known, and for fewer than 11 subjects.
     """
     area = delong(y, ranks)
     known = not np.isnan(p).any()
     slope, intercept = calibration(y, p) if known else (np.nan, np.nan)
     told = {
         "n": area.n,
-        "n_positive": area.n_positive,
+        "n_positive": area.n_positive if area.n_positive >= SMALLEST_GROUP else np.nan,
         "auroc": area.value,
         "auroc_ci_low": area.ci_low,
         "auroc_ci_high": area.ci_high,
@@ -374,9 +390,10 @@ def figures(
     return {name: None if np.isnan(value) else value for name, value in told.items()}
 
 
-def _bits(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+def _sum(name: str, content: bytes) -> str:
+    """A line of `SHA256SUMS`."""
+    return f"{_sha256(content)}  {name}"
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute, not four
@@ -23,7 +24,6 @@ import mlflow.artifacts
 import mlflow.pyfunc
 import numpy as np
 import pandas as pd
-import requests
 import sqlalchemy.exc
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -124,8 +124,12 @@ def choose(
     return best_comparison(config, store, left)
 
 
-def load(config: Config, disease: str, alias: str = CHAMPION) -> Registered:
+def load(
+    config: Config, disease: str, alias: str = CHAMPION, known: Registered | None = None
+) -> Registered:
     """The package that an alias of a disease's model stands for, its files checked.
+
+    It is `known` itself if that is the version still, and then no file is read.
 
     Raises
     ------
@@ -133,7 +137,7 @@ def load(config: Config, disease: str, alias: str = CHAMPION) -> Registered:
         There is no such model or alias, its files are not those that were registered, or MLflow
         cannot be reached.
     """
-    found = _find(_client(), config, disease, alias)
+    found = _find(_client(), config, disease, alias, known)
     if found is None:
         hint = "register" if alias == CHALLENGER else "promote"
         raise EhrSnError(
@@ -143,12 +147,20 @@ def load(config: Config, disease: str, alias: str = CHAMPION) -> Registered:
     return found
 
 
-def load_champions(config: Config, diseases: Sequence[str] = ()) -> dict[str, Registered]:
+def load_champions(
+    config: Config,
+    diseases: Sequence[str] = (),
+    known: Mapping[str, Registered] = MappingProxyType({}),
+) -> dict[str, Registered]:
     """The champion of each disease of the configuration, or of those named.
 
-    Raises EhrSnError as `load`, and for a disease that the configuration lacks.
+    Those `known` are taken where they still are the champions. Raises EhrSnError as `load`, and
+    for a disease that the configuration lacks.
     """
-    return {disease: load(config, disease) for disease in chosen(config, diseases)}
+    return {
+        disease: load(config, disease, CHAMPION, known.get(disease))
+        for disease in chosen(config, diseases)
+    }
 
 
 def promote(
@@ -191,7 +203,7 @@ def promote(
             champion=champion.version if champion else None,
             promoted=decision.promoted,
             against=decision.against,
-            figures=decision.figures,
+            figures={k: v for k, v in decision.figures.items() if np.isfinite(v)},
         )
         tags = decision.as_tags() | {"ehr_sn.audit": entry}
         if decision.promoted and champion:
@@ -282,12 +294,20 @@ def _client() -> MlflowClient:
         return MlflowClient(uri, uri)
 
 
-def _find(client: MlflowClient, config: Config, disease: str, alias: str) -> Registered | None:
+def _find(
+    client: MlflowClient,
+    config: Config,
+    disease: str,
+    alias: str,
+    known: Registered | None = None,
+) -> Registered | None:
     name = model_name(config, disease)
     with told(), tempfile.TemporaryDirectory(prefix="ehr-sn-") as folder:
         version = _version(client, name, alias)
         if version is None:
             return None
+        if known is not None and int(version.version) == known.version:
+            return known
         mlflow.artifacts.download_artifacts(
             artifact_uri=f"{version.source}/artifacts/package",
             dst_path=folder,
@@ -394,7 +414,7 @@ def told() -> Iterator[None]:
     """Say of MLflow's failures what they are, once it has itself tried for some time."""
     try:
         yield
-    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
+    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         what = _without_password(str(error).partition("\n")[0])[:200]
         raise EhrSnError(
             f"MLflow at {_place()} cannot be reached, or refuses: {what}. See that it runs, and "

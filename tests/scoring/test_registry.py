@@ -117,7 +117,9 @@ def test_promotion_writes_its_figures_and_rollback_undoes_it(
     assert promote(lenient, ["diabetes"])["diabetes"].promoted
     tags = mlflow_here.get_model_version(name, "2").tags
     assert (tags["ehr_sn.decision"], tags["ehr_sn.previous_champion"]) == ("promoted", "1")
-    assert load(config, "diabetes").version == 2
+    champion = load(config, "diabetes")
+    assert champion.version == 2
+    assert load_champions(config, ["diabetes"], {"diabetes": champion})["diabetes"] is champion
 
     assert rollback(config, "diabetes") == (2, 1)
     assert load(config, "diabetes").version == 1
