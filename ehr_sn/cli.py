@@ -17,7 +17,7 @@ from rich.progress import MofNCompleteColumn, Progress, TaskID
 from rich.table import Table
 
 from ehr_sn import __version__
-from ehr_sn.config import DATA_ROOT, METHODS, load_config
+from ehr_sn.config import DATA_ROOT, METHODS, Config, load_config
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.table import all_methods, explain, headline, plain_table
 from ehr_sn.ingest import simulate as simulation
@@ -157,19 +157,164 @@ def report(
     from ehr_sn import tracking
     from ehr_sn.evaluate.report import write_report
 
-    loaded = load_config(config)
+    loaded, store = _finished(config)
     parent = tracking.finished_run(loaded)
-    if not parent.is_of(loaded):
-        raise EhrSnError(
-            f"{config} has changed since its newest finished run: run `ehr-sn run {config}` first"
-        )
-    store = stores.Store(loaded.data_dir / loaded.dataset / parent.run.data.tags["ehr_sn.store"])
     with err.status("Reading the trained cells, and drawing …"):
         folder = output or Path("reports") / loaded.dataset
         files = write_report(loaded, store, parent.recorded(), folder)
     parent.log_files(files)
     for file in files:
         out.print(file, soft_wrap=True)
+
+
+Diseases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--disease", metavar="NAME", help="Only this disease; may be given several times."
+    ),
+]
+
+
+@app.command()
+def register(
+    config: ConfigFile,
+    diseases: Diseases = None,
+    method: Annotated[str | None, typer.Option(help="In place of the best one's.")] = None,
+    scaler: Annotated[str | None, typer.Option(help="In place of the best one's.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="In place of the best one's.")] = None,
+) -> None:
+    """Keep models of CONFIG's newest finished run in MLflow, as challengers.
+
+    Of the comparison that is best on tuning rows, among those that the options leave.
+    """
+    from ehr_sn.scoring.registry import choose, model_name
+    from ehr_sn.scoring.registry import register as register_models
+
+    loaded, store = _finished(config)
+    comparison = choose(loaded, store, method, scaler, architecture)
+    with err.status("Writing the models …"):
+        versions = register_models(loaded, store, comparison, diseases or ())
+    err.print(f"{' · '.join(comparison)}:", highlight=False)
+    for disease, version in versions.items():
+        out.print(f"{model_name(loaded, disease)} version {version}", highlight=False)
+
+
+@app.command()
+def promote(
+    config: ConfigFile,
+    diseases: Diseases = None,
+    uncompared: Annotated[
+        bool,
+        typer.Option(
+            "--uncompared", help="Also where it cannot be compared with the champion; said in tags."
+        ),
+    ] = False,
+) -> None:
+    """Make challengers the champions that score, where CONFIG's rules of promotion allow it.
+
+    The exit code is 1 if any is refused.
+    """
+    from ehr_sn.scoring.registry import promote as promote_models
+
+    with err.status("Comparing on tuning rows …"):
+        decisions = promote_models(load_config(config), diseases or (), uncompared)
+    for disease, decision in decisions.items():
+        out.print(decision.told(disease), highlight=False, soft_wrap=True)
+    if not all(decision.promoted for decision in decisions.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def rollback(
+    config: ConfigFile, disease: Annotated[str, typer.Option(metavar="NAME", help="Whose model.")]
+) -> None:
+    """Let the champion before the present one score again."""
+    from ehr_sn.scoring.registry import rollback as roll_back
+
+    was, now = roll_back(load_config(config), disease)
+    out.print(f"{disease}: version {now} is the champion again, in place of {was}.")
+
+
+@app.command()
+def score(
+    config: ConfigFile,
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Below which the scores' folder goes.")
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="PATH",
+            help="The extract: a folder of tables, the file of an only table, a DuckDB or SQLite "
+            "file, or env:NAME of a variable with a PostgreSQL URL. [default: CONFIG's tables]",
+        ),
+    ] = None,
+    diseases: Diseases = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MOMENT",
+            help="When the extract was taken, in UTC, or `now`: who is not due yet is set aside.",
+        ),
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Also write scores.csv.")] = False,
+    data: Data = None,
+) -> None:
+    """Score a fresh extract of CONFIG's tables with the champions: probabilities, in Parquet.
+
+    The same extract and models give the same folder: what is there is not made again.
+    """
+    load_config(config)
+    from flows.score import score as flow
+
+    from ehr_sn.scoring.score import read_moment, summary
+
+    moment = read_moment(as_of).isoformat() if as_of else None
+    with err.status("Scoring …"):
+        folder, is_new = flow(str(config), str(output), source, diseases or (), moment, csv)
+    told = summary(Path(folder))
+    for name, why in told["absent_features"].items():
+        err.print(f"[yellow]{name} is missing in every row:[/yellow] {why}", highlight=False)
+    for warning in told["warnings"]:
+        err.print(f"[yellow]Warning:[/yellow] {warning}", highlight=False)
+    aside = sum(entry["count"] for entry in told["quarantined"])
+    err.print(
+        f"{'Scored' if is_new else 'Scored before'}: {told['rows']:,} rows, "
+        f"{len(told['models'])} diseases; {aside:,} entries in quarantine.",
+        highlight=False,
+    )
+    out.print(folder, soft_wrap=True)
+
+
+@app.command()
+def api(
+    config: ConfigFile,
+    diseases: Diseases = None,
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Score rows over HTTP with the champions of CONFIG's data set (Ctrl-C ends it).
+
+    Callers must send the token in EHR_SN_API_TOKEN, which any but a local address requires.
+    """
+    from ehr_sn.scoring.api import serve
+
+    serve(load_config(config), host, port, diseases or ())
+
+
+audit_app = typer.Typer(no_args_is_help=True, help="What was done with models, and by whom.")
+app.add_typer(audit_app, name="audit")
+
+
+@audit_app.command()
+def verify(config: ConfigFile) -> None:
+    """Check that no line of the audit log was altered, taken out, put in or moved."""
+    from ehr_sn.scoring import audit
+
+    path = audit.audit_path(load_config(config))
+    count, last = audit.verify(path)
+    out.print(f"{path}: {count:,} lines, each as it was written; the last is {last}.")
 
 
 @app.command()
@@ -418,6 +563,20 @@ def _listen_for_interrupts() -> Event:
 
     signal.signal(signal.SIGINT, interrupt)
     return interrupted
+
+
+def _finished(config: Path) -> tuple[Config, stores.Store]:
+    """The configuration, and the store of its newest finished run."""
+    from ehr_sn import tracking
+
+    loaded = load_config(config)
+    parent = tracking.finished_run(loaded)
+    if not parent.is_of(loaded):
+        raise EhrSnError(
+            f"{config} has changed since its newest finished run: run `ehr-sn run {config}` first"
+        )
+    store = loaded.data_dir / loaded.dataset / parent.run.data.tags["ehr_sn.store"]
+    return loaded, stores.Store(store)
 
 
 def _print_results(config: Path, json_file: Path | None, parent_id: str | None = None) -> None:

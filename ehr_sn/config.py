@@ -38,6 +38,7 @@ from pydantic import (
     model_validator,
 )
 
+from ehr_sn import __version__
 from ehr_sn.errors import ConfigError, did_you_mean
 from ehr_sn.ingest.codes import Descendants, Entry, read_entry, share_a_code
 from ehr_sn.ingest.expressions import Expression
@@ -67,7 +68,9 @@ def _as_entry(value: Any, info: ValidationInfo) -> Any:
     return read_entry(value, (info.context or {}).get("folder", Path()))
 
 
-def _as_moment(value: Any) -> Any:
+def _as_moment(value: Any, info: ValidationInfo) -> Any:
+    if _is_stored(info) and isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\dT", value):
+        return datetime.fromisoformat(value)
     if isinstance(value, datetime):
         return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
     if isinstance(value, date):
@@ -77,6 +80,11 @@ def _as_moment(value: Any) -> Any:
     raise ValueError(
         "give a column's name, a date or, on a clock that counts from an origin, a number"
     )
+
+
+def _is_stored(info: ValidationInfo) -> bool:
+    """Whether what is read is what `Config.ingest_sections` wrote."""
+    return bool((info.context or {}).get("stored"))
 
 
 def _some(values: Any) -> Any:
@@ -835,6 +843,36 @@ class Evaluate(StrictModel):
     learning_curve: bool = False
 
 
+class Scoring(StrictModel):
+    """What scoring puts up with.
+
+    `max_absent_share`: the share of the features that a fresh extract may lack altogether.
+    """
+
+    max_absent_share: float = Field(0.2, ge=0, le=1)
+
+
+class Promotion(StrictModel):
+    """When a challenger becomes the champion: all of it judged on tuning rows.
+
+    Its AUROC is shown to lie above the champion's less `margin`; calibration slope and intercept
+    lie within bounds; and no feature gives the disease away by being there or not, but those that
+    `accept_leaks` names (by a feature, or a measurement for all its aggregates).
+    """
+
+    margin: float = Field(0.02, ge=0, lt=0.5)
+    calibration_slope: tuple[float, float] = (0.8, 1.25)
+    calibration_intercept: tuple[float, float] = (-0.2, 0.2)
+    accept_leaks: Annotated[tuple[str, ...], Distinct] = ()
+
+    @field_validator("calibration_slope", "calibration_intercept")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError(f"the lower bound {value[0]:g} must lie below the upper {value[1]:g}")
+        return value
+
+
 class Monitor(StrictModel):
     """How far scored rows may drift from the training rows before there is an alarm.
 
@@ -890,6 +928,8 @@ class Config(StrictModel):
     train: Train = Train()
     tune: Tune = Tune(trials=0)
     evaluate: Evaluate = Evaluate()
+    scoring: Scoring = Scoring()
+    promotion: Promotion = Promotion()
     monitor: Monitor = Monitor()
     runner: Runner = Runner()
     data_root: Path = Path()
@@ -1147,6 +1187,42 @@ def digest(content: Any, length: int = 16) -> str:
     """Hexadecimal SHA-256, shortened, of anything JSON can write."""
     written = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(written.encode()).hexdigest()[:length]
+
+
+def read_stored(sections: dict[str, Any], like: Config) -> Config:
+    """The configuration whose `ingest_sections` these are, to be used where `like` is.
+
+    It has the labels and splits that it was stored with, paths are found as those of `like`, and
+    messages name lines of that one's file where the two agree.
+
+    Raises
+    ------
+    ConfigError
+        It is of a version of ehr-sn that this one cannot read.
+    """
+    # What the YAML left out has been stored as None, or as an empty list.
+    content = _without_nothing(sections)
+    content["splits"] = {}
+    try:
+        config = Config.model_validate(content, context={"folder": None, "stored": True})
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ConfigError(
+            f"{key}: the model's configuration cannot be read by ehr-sn {__version__}: train again"
+        ) from None
+    config = config.model_copy(
+        update={"data_root": like.data_root, "data_dir": like.data_dir, "scoring": like.scoring}
+    )
+    config._path = like._path
+    if config.ingest_sections | {"splits": None} == like.ingest_sections | {"splits": None}:
+        config._root = like._root
+    return config
+
+
+def _without_nothing(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {k: _without_nothing(v) for k, v in content.items() if v is not None and v != []}
+    return [_without_nothing(one) for one in content] if isinstance(content, list) else content
 
 
 def settings() -> dict[str, str]:

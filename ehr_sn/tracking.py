@@ -439,6 +439,50 @@ def log_study(config: StudyConfig, result: StudyResult) -> str:
     return str(parent_id)
 
 
+def experiment_of(config: Config) -> str:
+    """The id of the data set's experiment, made if it is not there."""
+    return _experiment(_client(), config)
+
+
+def run_of(config: Config, store: str, disease: str, comparison: Mapping[str, str]) -> str | None:
+    """The id of the newest run in which a comparison of that store was recorded; None if there is
+    none.
+    """
+    client = _client()
+    conditions = [f"params.{name} = '{value}'" for name, value in comparison.items()]
+    conditions += [f"params.disease = '{disease}'", f"tags.`ehr_sn.store` = '{store}'"]
+    found = client.search_runs(
+        [_experiment(client, config)],
+        " and ".join(conditions),
+        max_results=1,
+        order_by=["start_time DESC"],
+    )
+    return found[0].info.run_id if found else None
+
+
+def log_scoring(config: Config, summary: Mapping[str, Any], seconds: float) -> str:
+    """Record a scoring by what its summary counts; returns the run's id."""
+    client = _client()
+    run = client.create_run(
+        _experiment(client, config),
+        run_name=f"score {summary['fingerprint'][:6]}",
+        tags={"ehr_sn.version": __version__, "ehr_sn.kind": "score"},
+    )
+    params = {f"version_{name}": model["version"] for name, model in summary["models"].items()}
+    metrics = {
+        "rows": summary["rows"],
+        "observed_rate": summary["observed_rate"],
+        "absent_features": len(summary["absent_features"]),
+        "warnings": len(summary["warnings"]),
+        "quarantined": sum(entry["count"] for entry in summary["quarantined"]),
+        "seconds": seconds,
+        "rows_per_second": summary["rows"] / seconds,
+    }
+    _log(client, run.info.run_id, params | {"fingerprint": summary["fingerprint"]}, metrics)
+    client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)
+
+
 def views(config: Config) -> dict[str, str]:
     """Disease → path, within the MLflow UI, of its prepared view."""
     experiment = _client().get_experiment_by_name(config.dataset)

@@ -137,6 +137,12 @@ def implausible(value: str, quantity: Range, name: str, of: str = "TRUE") -> str
     return f"WHEN {of} AND {number(value)} NOT BETWEEN {low!r} AND {high!r} THEN {reason}\n"
 
 
+def plausible(quantity: Range) -> tuple[float, float]:
+    """Between which values, both included, `value_reason_of` and `implausible` have no reason."""
+    low, high = quantity.plausible or (-LARGEST, LARGEST)
+    return max(low, -LARGEST), min(high, LARGEST)
+
+
 def require_some_number(db: duckdb.DuckDBPyConnection, where: str, table: str, column: str) -> None:
     value = identifier(column)
     given, numbers = db.execute(

@@ -62,8 +62,10 @@ class Pattern:
         return self.high if self.exact else self.high + _LAST
 
 
-def read_entry(value: Any, folder: Path) -> Entry:
+def read_entry(value: Any, folder: Path | None) -> Entry:
     """An entry from what the YAML holds. Files are found below `folder`.
+
+    Without a folder, from what a store's manifest holds: a file's entries are then there.
 
     Raises
     ------
@@ -72,6 +74,8 @@ def read_entry(value: Any, folder: Path) -> Entry:
     """
     if not isinstance(value, dict):
         return _pattern(_text(value)).written
+    if folder is None and value.keys() == {"file", "entries"}:
+        return CodeFile(value["file"], tuple(value["entries"]))
     if len(value) != 1 or next(iter(value)) not in _KINDS:
         unknown = next((str(key) for key in value if key not in _KINDS), "")
         raise ValueError(
@@ -82,7 +86,7 @@ def read_entry(value: Any, folder: Path) -> Entry:
     if kind == "range":
         return _range(given)
     if kind == "file":
-        return _file(given, folder)
+        return _file(given, folder or Path())
     return Descendants(_text(given))
 
 

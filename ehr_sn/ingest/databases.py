@@ -11,7 +11,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -20,7 +20,7 @@ from urllib.parse import quote
 import duckdb
 import pyarrow as pa
 
-from ehr_sn.config import Config, Database, Fetched
+from ehr_sn.config import Config, Database, Fetched, Table
 from ehr_sn.errors import DataError, did_you_mean, disk_is_full
 from ehr_sn.ingest.folders import hidden_folder
 from ehr_sn.ingest.sql import identifier, literal, typed_columns
@@ -79,34 +79,79 @@ def fetched(config: Config, beside: Path | None) -> Iterator[Config]:
         yield config
         return
     with hidden_folder(beside) as folder:
-        for wait in (*WAITS, None):
-            try:
-                copies = _fetch(config, folder)
-                break
-            except _LostConnectionError as lost:
-                if wait is None:
-                    raise DataError(f"{lost}, after {len(WAITS) + 1} attempts") from None
-                time.sleep(wait)
+        copies = _attempt(lambda: _fetch(config, folder))
         yield config.with_fetched(copies)
 
 
-def _fetch(config: Config, folder: Path) -> dict[str, Fetched]:
-    wanted = {name: table for name, table in config.tables.items() if table.database is not None}
+@contextmanager
+def fetched_headers(config: Config) -> Iterator[Config]:
+    """As `fetched`, but no rows are copied, and tables that a database lacks are left out."""
+    if not any(table.database for table in config.tables.values()):
+        yield config
+        return
+
+    def describe() -> dict[str, Fetched]:
+        with _readers(config, Path(folder)) as (db, readers):
+            there = {
+                name: readers[str(table.database)]
+                for name, table in _in_databases(config).items()
+                if (table.table or name) in readers[str(table.database)].names()
+            }
+            return _headers(db, config, Path(folder), there)[1]
+
+    with tempfile.TemporaryDirectory(prefix="ehr-sn-") as folder:
+        yield config.with_fetched(_attempt(describe))
+
+
+def _attempt(read: Callable[[], dict[str, Fetched]]) -> dict[str, Fetched]:
+    """Again, and again later, where a connection is lost."""
+    for wait in WAITS:
+        try:
+            return read()
+        except _LostConnectionError:
+            time.sleep(wait)
+    try:
+        return read()
+    except _LostConnectionError as lost:
+        raise DataError(f"{lost}, after {len(WAITS) + 1} attempts") from None
+
+
+def _in_databases(config: Config) -> dict[str, Table]:
+    return {name: table for name, table in config.tables.items() if table.database is not None}
+
+
+@contextmanager
+def _readers(
+    config: Config, folder: Path
+) -> Iterator[tuple[duckdb.DuckDBPyConnection, dict[str, _Reader]]]:
+    """Every database that a table lies in, opened."""
     with ExitStack() as stack:
         db = stack.enter_context(connect(folder / "spill"))
-        readers: dict[str, _Reader] = {}
-        for name in dict.fromkeys(str(table.database) for table in wanted.values()):
-            readers[name] = stack.enter_context(_open(db, config, name))
-        tables, copies = {}, {}
-        for name, entry in wanted.items():
-            reader = readers[str(entry.database)]
-            tables[name] = _find(config, name, reader)
-            header = folder / f"{name}.header.parquet"
-            _write(db, tables[name], list(tables[name].columns), iter(()), header)
-            copies[name] = Fetched(header, "", "", 0)
+        used = dict.fromkeys(str(table.database) for table in _in_databases(config).values())
+        yield db, {name: stack.enter_context(_open(db, config, name)) for name in used}
+
+
+def _headers(
+    db: duckdb.DuckDBPyConnection, config: Config, folder: Path, readers: dict[str, _Reader]
+) -> tuple[dict[str, _Table], dict[str, Fetched]]:
+    """Of each table, by its reader: itself, and a copy without rows."""
+    tables, copies = {}, {}
+    for name, reader in readers.items():
+        tables[name] = _find(config, name, reader)
+        header = folder / f"{name}.header.parquet"
+        _write(db, tables[name], list(tables[name].columns), iter(()), header)
+        copies[name] = Fetched(header, "", "", 0)
+    return tables, copies
+
+
+def _fetch(config: Config, folder: Path) -> dict[str, Fetched]:
+    wanted = _in_databases(config)
+    with _readers(config, folder) as (db, readers):
+        its_own = {name: readers[str(entry.database)] for name, entry in wanted.items()}
+        tables, copies = _headers(db, config, folder, its_own)
         used = columns_used(db, config.with_fetched(copies))
         for name, entry in wanted.items():
-            reader, table = readers[str(entry.database)], tables[name]
+            reader, table = its_own[name], tables[name]
             columns = used[name] or list(table.columns)[:1]  # of an unused table, rows are counted
             path = folder / f"{name}.parquet"
             try:

@@ -16,9 +16,15 @@ Attrition = list[dict[str, Any]]
 
 
 def stage_eligible(
-    db: duckdb.DuckDBPyConnection, config: Config, row_id: str, attrition: Attrition
+    db: duckdb.DuckDBPyConnection,
+    config: Config,
+    row_id: str,
+    attrition: Attrition,
+    in_order: bool = False,
 ) -> Attrition:
     """Make the table `wide`, numbered rows of the table `joined`; `row_id` is that one's key.
+
+    With `in_order` it is a view, of rows in their own order; each subject has one of them.
 
     Returns `attrition` with one entry more a rule, in their order: the rule, how many rows and
     subjects were left after it, and how many rows it excluded, as false or as unknown.
@@ -30,7 +36,8 @@ def stage_eligible(
     """
     rules = _rules(db, config, row_id)
     verdicts = "".join(f", ({sql})::BOOLEAN AS {_verdict(name)}" for name, sql in rules.items())
-    db.execute(f"CREATE TABLE ruled AS SELECT * {verdicts} FROM joined")
+    kind = "VIEW" if in_order else "TABLE"
+    db.execute(f"CREATE {kind} ruled AS SELECT * {verdicts} FROM joined")
     kept = "TRUE"
     for name in rules:
         verdict = _verdict(name)
@@ -54,12 +61,15 @@ def stage_eligible(
             PARTITION BY subject_id ORDER BY prediction_time {order}) = 1"""
         before, subjects = attrition[-1]["rows"], attrition[-1]["subjects"]
         attrition = [*attrition, entry("take", subjects, subjects, before - subjects)]
-    db.execute(
-        f"""CREATE TABLE wide AS SELECT
-            row_number() OVER (ORDER BY subject_id, prediction_time) - 1 AS row, *
-        FROM (SELECT * FROM ruled WHERE {kept} {taken}) ORDER BY row"""
+    order, by_row = (
+        ("", "") if in_order else ("ORDER BY subject_id, prediction_time", "ORDER BY row")
     )
-    db.execute("DROP TABLE ruled")
+    db.execute(
+        f"""CREATE {kind} wide AS SELECT row_number() OVER ({order}) - 1 AS row, *
+        FROM (SELECT * FROM ruled WHERE {kept} {"" if in_order else taken}) {by_row}"""
+    )
+    if not in_order:
+        db.execute("DROP TABLE ruled")
     return attrition
 
 

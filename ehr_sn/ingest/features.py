@@ -42,6 +42,13 @@ class Feature:
     plausible: tuple[float, float] | None = None
     columns: tuple[str, ...] = ()
 
+    @property
+    def code_set(self) -> str | None:
+        """The key of its set of codes."""
+        if self.kind == "measurement":
+            return MEASUREMENTS + self.name.removesuffix(f".{self.aggregate}")
+        return f"features.{self.name}" if self.kind == "history" else None
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -74,7 +74,7 @@ def require(db: duckdb.DuckDBPyConnection, requirements: Iterable[Requirement]) 
 
 def keep_requirements(db: duckdb.DuckDBPyConnection) -> None:
     """Make the table `requirements`: this connection holds one of several shards."""
-    db.execute("CREATE TABLE requirements (together VARCHAR)")
+    db.execute("CREATE TABLE IF NOT EXISTS requirements (together VARCHAR)")
 
 
 def kept(db: duckdb.DuckDBPyConnection) -> list[list[dict[str, Any]]]:
@@ -93,16 +93,21 @@ def require_of_all(shards: Iterable[list[list[dict[str, Any]]]]) -> None:
     DataError
         Of the first requirements that are not met.
     """
-    summed: dict[int, dict[str, Requirement]] = {}
+    for together in summed(shards):
+        _raise_unmet(together)
+
+
+def summed(shards: Iterable[list[list[dict[str, Any]]]]) -> list[list[Requirement]]:
+    """What several shards have kept, added up."""
+    of_all: dict[int, dict[str, Requirement]] = {}
     for shard in shards:
         for place, together in enumerate(shard):
-            known = summed.setdefault(place, {})
+            known = of_all.setdefault(place, {})
             for entry in together:
                 one = Requirement(**entry)
                 other = known.get(one.message)
                 known[one.message] = one if other is None else other + one
-    for of_all in summed.values():
-        _raise_unmet(list(of_all.values()))
+    return [list(known.values()) for known in of_all.values()]
 
 
 def _raise_unmet(together: list[Requirement]) -> None:

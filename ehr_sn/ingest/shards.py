@@ -42,7 +42,7 @@ from ehr_sn.ingest.cohort import stage_labels, stage_splits
 from ehr_sn.ingest.events import require_events, stage_events
 from ehr_sn.ingest.features import feature_blocks, list_features
 from ehr_sn.ingest.requirements import keep_requirements, kept
-from ehr_sn.ingest.sql import identifier, literal, source
+from ehr_sn.ingest.sql import identifier, is_integer, literal, source
 from ehr_sn.ingest.tables import OpenedTable, connect, load_tables, opened_tables, sha256
 from ehr_sn.ingest.wide import stage_cohort
 
@@ -61,11 +61,16 @@ class Work:
     """The folder in which a store is made. With `writes` false, only counts are.
 
     `also` is called once for each shard when its cohort, events, labels and splits are staged.
+    `build` makes something else of a shard's tables than a part of a store: from DuckDB with the
+    tables in the schema `source`, the configuration, this, the shard's number and a scratch folder.
+    Tables in `may_be_empty` may hold no row.
     """
 
     folder: Path
     writes: bool = True
     also: Callable[[duckdb.DuckDBPyConnection, int], None] | None = None
+    build: "Callable[[duckdb.DuckDBPyConnection, Config, Work, int, Path], None] | None" = None
+    may_be_empty: tuple[str, ...] = ()
 
     @property
     def store(self) -> Path:
@@ -128,22 +133,25 @@ def prepare(config: Config, work: Work, shard_rows: int | None = None) -> None:
         shutil.rmtree(work.folder / "shards", ignore_errors=True)
         plan.unlink()
         vars(work).pop("plan", None)
-    with work.scratch() as scratch, _no_values_in_errors(config):
+    with work.scratch() as scratch, no_values_in_errors(config):
         if not plan.exists():
             with connect(scratch / "spill") as db:
-                rows = load_tables(db, config, at_most=shard_rows)
+                rows = load_tables(db, config, shard_rows, work.may_be_empty)
                 if rows is not None:
-                    _write_json(plan, {"shards": 1, "rows": rows, "versions": _versions()})
-                    _build(db, config, work, 0, scratch)
+                    write_json(plan, {"shards": 1, "rows": rows, "versions": _versions()})
+                    (work.build or _build)(db, config, work, 0, scratch)
                     return
-        with connect(scratch / "spill") as db, opened_tables(db, config) as opened:
+        with (
+            connect(scratch / "spill") as db,
+            opened_tables(db, config, work.may_be_empty) as opened,
+        ):
             whole = _needed_whole(config)
             tables = [
                 _land_whole(db, config, work, table, scratch) if table.name in whole else table
                 for table in opened
             ]
             if not plan.exists():
-                _write_json(plan, _plan(config, tables, shard_rows))
+                write_json(plan, _plan(config, tables, shard_rows))
             if len(work.shards) > 1:
                 for table in tables:
                     dealt = _subject_of(config, table.name) is not None
@@ -152,8 +160,8 @@ def prepare(config: Config, work: Work, shard_rows: int | None = None) -> None:
                 return
         if work.unfinished:
             with connect(scratch / "spill") as db:
-                load_tables(db, config)
-                _build(db, config, work, 0, scratch)
+                load_tables(db, config, None, work.may_be_empty)
+                (work.build or _build)(db, config, work, 0, scratch)
 
 
 def build_shard(config: Config, work: Work, shard: int) -> None:
@@ -170,7 +178,7 @@ def build_shard(config: Config, work: Work, shard: int) -> None:
         return
     with (
         work.scratch() as scratch,
-        _no_values_in_errors(config),
+        no_values_in_errors(config),
         connect(scratch / "spill", SHARD_MEMORY) as db,
     ):
         if shard:
@@ -182,7 +190,7 @@ def build_shard(config: Config, work: Work, shard: int) -> None:
             whole = _subject_of(config, table) is None
             file = work.landed(table, whole) / ("all" if whole else f"{shard:05}")
             db.execute(f"CREATE VIEW {source(table)} AS FROM {_parquet(file)}")
-        _build(db, config, work, shard, scratch)
+        (work.build or _build)(db, config, work, shard, scratch)
 
 
 def build_in_threads(config: Config, work: Work) -> None:
@@ -248,7 +256,7 @@ def _build(
         "requirements": kept(db),
         "files": files,
     }
-    _write_json(work.counted(shard), told)
+    write_json(work.counted(shard), told)
 
 
 def _plan(config: Config, tables: list[OpenedTable], shard_rows: int) -> dict[str, Any]:
@@ -258,18 +266,25 @@ def _plan(config: Config, tables: list[OpenedTable], shard_rows: int) -> dict[st
     shards = -(-dealt // shard_rows)
     if any(len(_subjects_of(config, name)) > 1 for name in rows):
         shards = 1  # a row cannot be dealt by two subjects
-    subject = config.cohort.subject_id
     cohort = next(table for table in tables if table.name == config.cohort.table)
+    return {
+        "shards": max(shards, 1),
+        "subject_type": subject_type(config, cohort),
+        "rows": rows,
+        "versions": _versions(),
+    }
+
+
+def subject_type(config: Config, cohort: OpenedTable) -> str:
+    """As `subject_type_of`, of the cohort's table before it is loaded."""
+    subject = config.cohort.subject_id
+    if is_integer(cohort.columns[subject]):
+        return "BIGINT"
     others = cohort.tally(
         lambda name: f"{identifier(name)} IS NOT NULL AND {as_subject(name, 'BIGINT')} IS NULL",
         subject,
     )
-    return {
-        "shards": max(shards, 1),
-        "subject_type": "VARCHAR" if others else "BIGINT",
-        "rows": rows,
-        "versions": _versions(),
-    }
+    return "VARCHAR" if others else "BIGINT"
 
 
 def _subject_of(config: Config, table: str) -> str | None:
@@ -339,7 +354,7 @@ def _land_as(
     noticed = db.execute(
         "SELECT * FROM notices WHERE place = ? AND check_name = 'absent column'", [table.name]
     ).fetchall()
-    _write_json(folder / "table.json", {"rows": rows, "notices": noticed})
+    write_json(folder / "table.json", {"rows": rows, "notices": noticed})
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.replace(target)
 
@@ -474,7 +489,7 @@ def _write_tables(db: duckdb.DuckDBPyConnection, config: Config, folder: Path) -
         db.execute(f"COPY ({query}) TO {target} (FORMAT parquet)")
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Beside its final name, then renamed."""
     partial = path.with_name(f".{path.name}-{os.getpid()}-{time.monotonic_ns()}")
     try:
@@ -490,7 +505,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def _no_values_in_errors(config: Config) -> Iterator[None]:
+def no_values_in_errors(config: Config) -> Iterator[None]:
     """Hide the message of DuckDB's errors about values, which it quotes: a patient's, maybe."""
     try:
         yield

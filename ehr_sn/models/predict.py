@@ -1,7 +1,7 @@
 """Trained cell on disk → predictions of any rows, with nothing fitted again."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,18 @@ from ehr_sn.ingest.store import Store
 from ehr_sn.missing import make_method, set_state
 from ehr_sn.models.methods import find_method
 from ehr_sn.models.mlp import StackedMLP
-from ehr_sn.models.train import Cell, Comparison, HeldOut, cell_path, comparisons, filled_as
+from ehr_sn.models.train import (
+    Cell,
+    Comparison,
+    HeldOut,
+    Tensors,
+    cell_path,
+    comparisons,
+    filled_as,
+)
 from ehr_sn.models.trees import StackedTrees, trees_from_state
 
+LEARNED = ("network/", "method/", "trees/")
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Raw rows (rows, features), NaN = missing, to probabilities (diseases, seeds, rows)."""
 
@@ -53,37 +62,72 @@ class TreesPredictor:
         return self.trees.predict_proba(values).reshape(self.diseases, -1, len(values)).numpy()
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """How rows are made for the networks of a cell: what `make_method` takes, by names.
+
+    `chosen` are the parameters that the tuning rows chose.
+    """
+
+    method: str
+    scaler: str
+    winsorise: float
+    chosen: dict[str, Any]
+
+    def pipeline(self, state: Mapping[str, torch.Tensor], **params: Any) -> Pipeline:
+        """The fitted method whose `get_state` this is."""
+        rows = find_method(self.method).rows
+        pipeline = make_method(rows, self.scaler, self.winsorise, **self.chosen, **params)
+        return set_state(pipeline, {name: tensor.numpy() for name, tensor in state.items()})
+
+
 def load_predictor(config: Config, store: Store, cell: Cell) -> Predict:
     """What the trained cell predicts with.
 
     For the held-out rows it gives, bit for bit, the probabilities that the file holds.
     """
+    preparation, tensors = read_model(config, store, cell)
+    if trees := below("trees/", tensors):
+        return TreesPredictor(trees_from_state(trees), len(store.diseases))
+    parts = network_predictors(preparation, tensors, len(store.diseases))
+    if len(parts) == 1:
+        return parts[0]
+    return lambda values: np.concatenate([predict(values) for predict in parts], axis=1)
+
+
+def read_model(config: Config, store: Store, cell: Cell) -> tuple[Preparation, Tensors]:
+    """Of a trained cell what `network_predictors` takes; or the state of trees."""
     with safe_open(cell_path(config, store, cell), framework="pt") as file:
         chosen = json.loads(file.metadata()["about"])["chosen"]
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    diseases = len(store.diseases)
-    if trees := _below("trees/", tensors):
-        return TreesPredictor(trees_from_state(trees), diseases)
-    network = StackedMLP.from_state(_below("network/", tensors))
+        names = [name for name in file.keys() if name.startswith(LEARNED)]  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in names}
+    filled = filled_as(cell)
+    return Preparation(filled.method, filled.scaler, config.train.winsorise, chosen), tensors
 
-    def method(prefix: str, **params: Any) -> Pipeline:
-        filled = filled_as(cell)
-        rows, winsorise = find_method(filled.method).rows, config.train.winsorise
-        pipeline = make_method(rows, filled.scaler, winsorise, **chosen, **params)
-        return set_state(pipeline, {k: t.numpy() for k, t in _below(prefix, tensors).items()})
 
-    if "method/0" not in {name.rpartition("/")[0] for name in tensors}:
-        return NetworkPredictor(method("method/"), network, diseases)
-    seeds = config.train.seeds
-    of_seed = [
+def network_predictors(
+    preparation: Preparation, tensors: Tensors, diseases: int
+) -> list[NetworkPredictor]:
+    """One predictor for all seeds, or one a seed where each has its own draw of the method."""
+    network = StackedMLP.from_state(below("network/", tensors)).eval()
+    seeds = len(network) // diseases
+    if not below("method/0/", tensors):
+        return [
+            NetworkPredictor(preparation.pipeline(below("method/", tensors)), network, diseases)
+        ]
+    return [
         NetworkPredictor(
-            method(f"method/{seed}/", draw=seed),
-            network.select(range(seed, diseases * seeds, seeds)),
+            preparation.pipeline(below(f"method/{seed}/", tensors), draw=seed),
+            network.select(range(seed, diseases * seeds, seeds)).eval(),
             diseases,
         )
         for seed in range(seeds)
     ]
-    return lambda values: np.concatenate([predict(values) for predict in of_seed], axis=1)
+
+
+def below(prefix: str, tensors: Tensors) -> Tensors:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def read_tuning(config: Config, store: Store, cell: Cell) -> dict[str, HeldOut]:
@@ -98,12 +142,16 @@ def read_tuning(config: Config, store: Store, cell: Cell) -> dict[str, HeldOut]:
     }
 
 
-def best_comparison(config: Config, store: Store) -> Comparison:
+def best_comparison(config: Config, store: Store, among: Sequence[Comparison] = ()) -> Comparison:
     """The (method, scaler, architecture) with the highest AUROC on tuning rows.
 
-    Of the seed-averaged prediction, averaged over diseases and splits.
+    Of the seed-averaged prediction, averaged over diseases and splits. `among` those given, or
+    else of all.
     """
-    return max(comparisons(config), key=lambda comparison: _on_tuning(config, store, comparison))
+    return max(
+        among or comparisons(config),
+        key=lambda comparison: _on_tuning(config, store, comparison),
+    )
 
 
 def _on_tuning(config: Config, store: Store, comparison: Comparison) -> float:
@@ -116,7 +164,3 @@ def _on_tuning(config: Config, store: Store, comparison: Comparison) -> float:
             ]
         )
     )
-
-
-def _below(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

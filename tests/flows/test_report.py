@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from flows.pipeline import pipeline
+from flows.register import register
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -120,3 +121,33 @@ def test_a_run_of_other_settings_is_not_reported_on(reported) -> None:
     assert isinstance(done.exception, EhrSnError)
     assert "has changed since its newest finished run" in str(done.exception)
     assert not Path("elsewhere").exists()
+
+
+def test_models_of_a_run_are_registered_promoted_and_rolled_back_by_commands(reported) -> None:
+    def ehr_sn(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(cli.app, [*arguments])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    config = Path("clinic.yaml")
+    one = ("clinic.yaml", "--disease", "diabetes")
+    strict = "promotion: {calibration_slope: [5, 6]}\n"
+    config.write_text(config.read_text() + strict)  # which asks for no new run
+    assert "ehr_sn.clinic.diabetes version 1\n" in ehr_sn("register", *one, "--method", "zero")
+    assert "refused. calibration_slope" in ehr_sn("promote", *one, code=1)
+    wide = "promotion: {margin: 0.4, calibration_slope: [0.1, 9], calibration_intercept: [-2, 2]}\n"
+    config.write_text(config.read_text().replace(strict, wide))
+    assert "promoted; it is the first champion" in ehr_sn("promote", *one)
+    assert "version 2\n" in ehr_sn("register", *one, "--method", "zero+mask")
+    assert "promoted; AUROC" in ehr_sn("promote", *one)
+    assert "version 1 is the champion again, in place of 2" in ehr_sn("rollback", *one)
+    assert "4 lines, each as it was written" in ehr_sn("audit", "verify", "clinic.yaml")
+    with pytest.raises(EhrSnError, match="no comparison 'mean' to keep"):
+        CliRunner().invoke(cli.app, ["register", *one, "--method", "mean"], catch_exceptions=False)
+    client = MlflowClient(tracking.tracking_uri(), tracking.tracking_uri())
+    version = client.get_model_version("ehr_sn.clinic.diabetes", "2")
+    run = client.get_run(version.run_id)
+    assert (run.data.params["method"], run.data.params["disease"]) == ("zero+mask", "diabetes")
+    versions = register("clinic.yaml", promote=True)  # all of it again, as a flow
+    assert versions["hypertension"] == 1
+    assert client.get_model_version_by_alias("ehr_sn.clinic.hypertension", "champion").version == 1

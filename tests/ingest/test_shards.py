@@ -299,14 +299,14 @@ from ehr_sn.config import load_config
 from ehr_sn.ingest import shards, store
 
 config, rows, kill_at = load_config(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-write_json = shards._write_json
+write_json = shards.write_json
 
 def killed_instead(path, content):
     if path.name == f"{kill_at:05}.json":
         os.kill(os.getpid(), signal.SIGKILL)
     write_json(path, content)
 
-shards._write_json = killed_instead
+shards.write_json = killed_instead
 config = config.model_copy(update={"runner": config.runner.model_copy(update={"workers": 1})})
 store.ingest(config, prepare=lambda *args: shards.prepare(*args, rows))
 """

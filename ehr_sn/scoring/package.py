@@ -1,0 +1,399 @@
+"""Trained cell → a model folder that scores by itself, and back.
+
+A package is three files: `model.safetensors` (what the method of missing entries learned, and the
+networks of all seeds of one disease), `package.json` (everything else) and `SHA256SUMS`. Nothing in
+it is code, and nothing is of a single patient: distributions are shares of groups of at least 11.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load, save_file
+
+from ehr_sn.config import Config, digest
+from ehr_sn.errors import DataError, EhrSnError, did_you_mean
+from ehr_sn.evaluate.metrics import auprc, brier, calibration
+from ehr_sn.evaluate.plots import SMALLEST_GROUP
+from ehr_sn.evaluate.statistics import delong
+from ehr_sn.ingest.store import Store
+from ehr_sn.models.mlp import StackedMLP
+from ehr_sn.models.predict import (
+    NetworkPredictor,
+    Preparation,
+    below,
+    network_predictors,
+    read_model,
+    read_tuning,
+)
+from ehr_sn.models.train import NOTHING, Cell, Comparison, Tensors, cell_path
+from ehr_sn.scoring.calibrate import CalibrationMap, cross_fitted
+from ehr_sn.scoring.reference import bins, reference
+
+FORMAT = 1  # raised whenever a package of before cannot be read any more
+MODEL, ABOUT, SUMS = "model.safetensors", "package.json", "SHA256SUMS"
+BLOCK = 256
+"""Rows that go through the networks at a time: always so many, the last block padded."""
+CHUNK = 32 * BLOCK
+"""Rows that one thread takes at a time."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a package says of some rows; each array has shape (rows,).
+
+    probability : calibrated, from the mean over seeds
+    spread : standard deviation over seeds (ddof=1) of the calibrated probability; NaN with one seed
+    observed : how many entries of the row are observed
+    """
+
+    probability: NDArray[np.float64]
+    spread: NDArray[np.float64]
+    observed: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Package:
+    """One disease's model, ready to score. `about` is what `package.json` holds."""
+
+    folder: Path
+    about: dict[str, Any]
+    sha256: str
+    parts: tuple[_Part, ...]
+
+    @property
+    def features(self) -> list[str]:
+        """Names of the columns of `values`, in their order."""
+        return [feature["name"] for feature in self.about["features"]]
+
+    @property
+    def disease(self) -> str:
+        return str(self.about["disease"])
+
+    @cached_property
+    def calibration(self) -> CalibrationMap:
+        return CalibrationMap(**self.about["calibration"])
+
+    def score(self, values: NDArray[np.float32]) -> Scores:
+        """Score rows (rows, features) in which NaN is missing; see `score_many`."""
+        return score_many([self], values)[0]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The networks that share one fitted method: all, or those of one draw.
+
+    `alike` is the same for parts whose rows are made alike and whose networks can be stacked.
+    """
+
+    predictor: NetworkPredictor
+    alike: str
+
+
+def score_many(packages: Sequence[Package], values: NDArray[np.float32]) -> list[Scores]:
+    """Score the same rows with several packages, in their order.
+
+    What packages share is computed once: their rows are made once where the same was fitted, and
+    all their networks run as one. A row gets, bit for bit on one machine, the same numbers whatever
+    rows and packages it is scored with: networks see blocks of one size (see
+    `StackedMLP.predict_proba`), on one thread each, and all else is computed entry by entry.
+
+    Parameters
+    ----------
+    values : (rows, features), raw, in the order of the packages' `features`; NaN = missing
+
+    Raises
+    ------
+    DataError
+        The columns are not as many as the features, an entry is infinite, or the packages do not
+        take the same features.
+    """
+    features = packages[0].features
+    if any(package.features != features for package in packages):
+        raise DataError("these models take different features: score with one after the other")
+    values = np.asarray(values, dtype=np.float32)
+    if values.ndim != 2 or values.shape[1] != len(features):
+        raise DataError(
+            f"the model takes rows of {len(features)} features, not an array of {values.shape}"
+        )
+    infinite = np.flatnonzero(np.isinf(values).any(axis=0))
+    if len(infinite):
+        raise DataError(f"{features[infinite[0]]}: holds infinity; a missing entry is NaN")
+    # A product's bits depend on how many threads share it: here each has one, and rows are shared.
+    torch.set_num_threads(1)
+    stacks = _stacked(tuple(packages))
+    starts = range(0, len(values), CHUNK)
+    probability = [np.empty((2, len(values))) for _ in packages]
+
+    def score_chunk(start: int) -> None:
+        part = slice(start, start + CHUNK)
+        for package, out, p in zip(
+            packages, probability, _seeds(packages, stacks, values[part]), strict=True
+        ):
+            out[:, part] = _averaged(package.calibration, p)
+
+    if len(starts) > 1:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(score_chunk, starts))
+    else:
+        for start in starts:
+            score_chunk(start)
+    observed = values.shape[1] - np.isnan(values).sum(axis=1)
+    return [Scores(mean, spread, observed) for mean, spread in probability]
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Parts of several packages as one: (package, part) of each, in the order of the networks."""
+
+    predictor: NetworkPredictor
+    places: tuple[tuple[int, int], ...]
+
+
+@lru_cache(maxsize=8)
+def _stacked(packages: tuple[Package, ...]) -> tuple[_Stack, ...]:
+    alike: dict[str, list[tuple[int, int]]] = {}
+    for i, package in enumerate(packages):
+        for j, part in enumerate(package.parts):
+            alike.setdefault(part.alike, []).append((i, j))
+    stacks = []
+    for places in alike.values():
+        predictors = [packages[i].parts[j].predictor for i, j in places]
+        states = [predictor.network.state() for predictor in predictors]
+        state = {
+            name: torch.cat([each[name] for each in states]) if tensor.ndim else tensor
+            for name, tensor in states[0].items()
+        }
+        network = StackedMLP.from_state(state).eval()
+        stacked = NetworkPredictor(predictors[0].method, network, len(places))
+        stacks.append(_Stack(stacked, tuple(places)))
+    return tuple(stacks)
+
+
+def _seeds(
+    packages: Sequence[Package], stacks: Sequence[_Stack], values: NDArray[np.float32]
+) -> list[list[NDArray[np.float32]]]:
+    """For each package the probabilities (rows,) of each seed."""
+    found: dict[tuple[int, int], NDArray[np.float32]] = {}
+    for stack in stacks:
+        table = stack.predictor.method.transform(values)
+        probability = stack.predictor.network.predict_proba(table, block=BLOCK).numpy()
+        by_place = probability.reshape(len(stack.places), -1, len(values))
+        found |= dict(zip(stack.places, by_place, strict=True))
+    return [
+        [seed for j in range(len(package.parts)) for seed in found[i, j]]
+        for i, package in enumerate(packages)
+    ]
+
+
+def _averaged(
+    calibrate: CalibrationMap, seeds: list[NDArray[np.float32]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | float]:
+    """Calibrated mean and spread over seeds.
+
+    Added one by one: NumPy adds in another order where there is one row only.
+    """
+    mean = calibrate(sum(p.astype(np.float64) for p in seeds) / len(seeds))
+    if len(seeds) == 1:
+        return mean, np.nan
+    calibrated = [calibrate(p) for p in seeds]
+    centre = sum(calibrated) / len(seeds)
+    squares = sum((p - centre) ** 2 for p in calibrated)
+    return mean, np.sqrt(squares / (len(seeds) - 1))
+
+
+def can_be_kept(comparison: Comparison) -> bool:
+    """Whether `write_package` can keep such a model: that of networks, as yet."""
+    return comparison[0] != NOTHING
+
+
+def write_package(
+    config: Config,
+    store: Store,
+    comparison: Comparison,
+    disease: str,
+    folder: Path,
+    split: int = 0,
+) -> Path:
+    """Write a disease's model of a trained comparison to a new folder; returns the folder.
+
+    The same cell gives the same bytes. The folder has its name only when it is whole.
+
+    Raises
+    ------
+    EhrSnError
+        There is no such disease, the comparison was not trained or cannot be kept, or the folder
+        exists.
+    """
+    if disease not in store.diseases:
+        raise EhrSnError(f"no disease {disease!r}; {did_you_mean(disease, store.diseases)}")
+    if folder.exists():
+        raise EhrSnError(f"{folder}: exists already; give another folder")
+    if not can_be_kept(comparison):
+        raise EhrSnError(f"{comparison[2]}: only networks can be kept as models as yet")
+    cell = Cell(*comparison, split)
+    if not cell_path(config, store, cell).exists():
+        raise EhrSnError(
+            f"{' · '.join(comparison)} was not trained with this configuration: run "
+            "`ehr-sn run CONFIG` first"
+        )
+    preparation, tensors = _of_disease(config, store, cell, store.diseases.index(disease))
+    about = {
+        "format": FORMAT,
+        "dataset": config.dataset,
+        "title": config.title,
+        "disease": disease,
+        "comparison": dict(zip(("method", "scaler", "architecture"), comparison, strict=True)),
+        "preparation": asdict(preparation),
+        "seeds": config.train.seeds,
+        "split": split,
+        "store": store.fingerprint,
+        "cell": cell_path(config, store, cell).stem,
+        "features": [_described(feature) for feature in store.manifest["features"]],
+        "config": store.manifest["config"],
+        **_learned(config, store, cell, disease),
+        "versions": {name: version(name) for name in ("ehr-sn", "numpy", "scikit-learn", "torch")},
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        save_file(tensors, partial / MODEL)
+        (partial / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        sums = [_sum(name, (partial / name).read_bytes()) for name in (MODEL, ABOUT)]
+        (partial / SUMS).write_text("\n".join(sums) + "\n")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def read_package(folder: str | Path) -> Package:
+    """Read a package, whose files must be what they were when it was written.
+
+    Raises
+    ------
+    EhrSnError
+        It is no package, is of another version of ehr-sn, or one of its files was altered.
+    """
+    folder = Path(folder)
+    try:
+        content = {name: (folder / name).read_bytes() for name in (MODEL, ABOUT, SUMS)}
+    except (FileNotFoundError, NotADirectoryError):
+        raise EhrSnError(f"{folder}: holds no model: {MODEL}, {ABOUT} and {SUMS}") from None
+    listed = content[SUMS].decode(errors="replace").splitlines()
+    for name in (MODEL, ABOUT):
+        if _sum(name, content[name]) not in listed:
+            raise EhrSnError(
+                f"{folder / name}: is not as it was written (its SHA-256 differs from that in "
+                f"{SUMS}): do not use it; register the model again"
+            )
+    about = json.loads(content[ABOUT])
+    if about["format"] != FORMAT:
+        raise EhrSnError(
+            f"{folder}: is of format {about['format']}, and this ehr-sn reads {FORMAT}: register "
+            "the model again"
+        )
+    tensors = load(content[MODEL])
+    preparation = Preparation(**about["preparation"])
+    parts = []
+    for i, predictor in enumerate(network_predictors(preparation, tensors, 1)):
+        state = below(f"method/{i}/", tensors) or below("method/", tensors)
+        bits = {name: _sha256(tensor.numpy().tobytes()) for name, tensor in state.items()}
+        made = [about["preparation"], i, bits]
+        network = predictor.network.state()
+        shapes = {k: list(t.shape[1:]) if t.ndim else t.item() for k, t in network.items()}
+        parts.append(_Part(predictor, digest([made, shapes])))
+    return Package(folder, about, _sha256(content[SUMS]), tuple(parts))
+
+
+def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[Preparation, Tensors]:
+    """What the cell's file holds of the disease in place i."""
+    preparation, tensors = read_model(config, store, cell)
+    seeds = config.train.seeds
+    network = StackedMLP.from_state(below("network/", tensors))
+    mine = network.select(range(i * seeds, (i + 1) * seeds)).state()
+    method = {name: t for name, t in tensors.items() if name.startswith("method/")}
+    return preparation, method | {f"network/{name}": tensor for name, tensor in mine.items()}
+
+
+def _described(feature: dict[str, Any]) -> dict[str, Any]:
+    """A feature of the manifest; with the plausible range of its own values, if any is known."""
+    kept = ("name", "kind", "aggregate", "unit", "plausible", "tables")
+    described = {key: feature[key] for key in kept if key in feature}
+    if feature["kind"] == "history":
+        described["plausible"] = [0, 1]
+    elif feature["aggregate"] in ("count", "slope", "days_since_last"):
+        described["plausible"] = None
+    return described
+
+
+def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str, Any]:
+    """The calibration map, figures of it, and what later rows and scores are compared with."""
+    split = store.splits()[:, cell.split]
+    tuning = read_tuning(config, store, cell)[disease]
+    calibrate = CalibrationMap.fit(tuning.y, tuning.ensemble)
+    labels = store.labels()[:, store.diseases.index(disease)]
+    eligible = ~np.isnan(labels[split == "tuning"])
+    subjects = store.read("values", ["subject_id"])["subject_id"].to_numpy()[split == "tuning"]
+    mapped = cross_fitted(tuning.y, tuning.ensemble, subjects[eligible])
+    return {
+        "calibration": calibrate.as_dict(),
+        "figures": figures(tuning.y, mapped, tuning.ensemble),
+        "training": _training(store, cell.split),
+        "scores": bins(calibrate(tuning.ensemble)),
+    }
+
+
+@lru_cache(maxsize=1)
+def _training(store: Store, split: int) -> dict[str, Any]:
+    """The same for every disease."""
+    rows = store.values()[store.splits()[:, split] == "train"]
+    return reference(rows, store.feature_names)
+
+
+def figures(
+    y: NDArray[np.floating], p: NDArray[np.floating], ranks: NDArray[np.floating]
+) -> dict[str, float | int | None]:
+    """How good calibrated probabilities are on tuning rows; all of shape (rows,).
+
+    Areas are those of `ranks`: probabilities from maps of several folds do not rank alike. None
+    stands for what is not known, and for fewer than 11 subjects.
+    """
+    area = delong(y, ranks)
+    known = not np.isnan(p).any()
+    slope, intercept = calibration(y, p) if known else (np.nan, np.nan)
+    told = {
+        "n": area.n,
+        "n_positive": area.n_positive if area.n_positive >= SMALLEST_GROUP else np.nan,
+        "auroc": area.value,
+        "auroc_ci_low": area.ci_low,
+        "auroc_ci_high": area.ci_high,
+        "auprc": auprc(y, ranks),
+        "brier": float(brier(y, p)) if known else np.nan,
+        "calibration_slope": slope,
+        "calibration_intercept": intercept,
+    }
+    return {name: None if np.isnan(value) else value for name, value in told.items()}
+
+
+def _sum(name: str, content: bytes) -> str:
+    """A line of `SHA256SUMS`."""
+    return f"{_sha256(content)}  {name}"
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,185 @@
+"""Packages: they score as the trained cell does, a row the same in any company, or not at all."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ehr_sn.errors import DataError, EhrSnError
+from ehr_sn.evaluate.metrics import auroc
+from ehr_sn.models.predict import load_predictor
+from ehr_sn.models.train import Cell
+from ehr_sn.scoring.package import (
+    BLOCK,
+    CHUNK,
+    Package,
+    Scores,
+    read_package,
+    score_many,
+    write_package,
+)
+
+FILES = {"model.safetensors", "package.json", "SHA256SUMS"}
+
+
+@pytest.fixture(scope="session")
+def folders(clinic, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """(method, disease) → the folder of its package."""
+    folder = tmp_path_factory.mktemp("packages")
+    return {
+        (method, disease): write_package(
+            clinic.config,
+            clinic.store,
+            clinic.comparison(method),
+            disease,
+            folder / f"{method}-{disease}",
+        )
+        for method in ("zero+mask", "multiple_imputation")
+        for disease in clinic.store.diseases
+    }
+
+
+@pytest.fixture(scope="session")
+def packages(folders: dict[tuple[str, str], Path]) -> list[Package]:
+    return [read_package(folder) for folder in folders.values()]
+
+
+def same(one: Scores, other: Scores, rows: slice = slice(None)) -> bool:
+    """Bit for bit."""
+    return all(
+        getattr(one, name).tobytes() == getattr(other, name)[rows].tobytes()
+        for name in ("probability", "spread", "observed")
+    )
+
+
+def many_rows(values: np.ndarray, n: int) -> np.ndarray:
+    """Rows like those of the store, and some without any entry."""
+    rng = np.random.default_rng(0)
+    rows = values[rng.integers(len(values), size=n)] + rng.normal(0, 1, (n, 1))
+    rows[::97] = np.nan
+    return rows.astype(np.float32)
+
+
+def test_it_scores_as_the_trained_cell_predicts_but_calibrated(clinic, packages) -> None:
+    values = clinic.store.values()[:300]
+    for package in packages:
+        comparison = clinic.comparison(package.about["comparison"]["method"])
+        predict = load_predictor(clinic.config, clinic.store, Cell(*comparison, 0))
+        seeds = predict(values)[clinic.store.diseases.index(package.disease)]
+        scores = package.score(values)
+        expected = package.calibration(seeds.astype(float).mean(axis=0))
+        np.testing.assert_allclose(scores.probability, expected, atol=1e-6)
+        spread = package.calibration(seeds).std(axis=0, ddof=1)
+        np.testing.assert_allclose(scores.spread, spread, atol=1e-6)
+        np.testing.assert_array_equal(scores.observed, (~np.isnan(values)).sum(axis=1))
+
+
+def test_a_row_scores_the_same_alone_and_among_many_by_one_model_and_by_several(
+    clinic, packages
+) -> None:
+    rows = many_rows(clinic.store.values(), 2 * CHUNK + 5)
+    together = score_many(packages, rows)
+    for package, scores in zip(packages, together, strict=True):
+        assert same(package.score(rows), scores)
+        for i in (0, 1, BLOCK - 1, CHUNK, len(rows) - 1):
+            assert same(package.score(rows[i : i + 1]), scores, slice(i, i + 1))
+        backwards = package.score(np.asfortranarray(rows[: BLOCK + 7][::-1]))
+        assert same(backwards, scores, np.s_[BLOCK + 6 :: -1])
+        assert np.isfinite(scores.probability).all()
+    assert [len(scores.probability) for scores in score_many(packages, rows[:0])] == [0] * 4
+
+
+def test_diseases_of_one_method_share_its_rows_and_one_forward_pass(packages) -> None:
+    zero, other, *drawn = packages
+    assert [part.alike for part in zero.parts] == [part.alike for part in other.parts]
+    assert [len(package.parts) for package in drawn] == [2, 2]  # a draw for each seed
+    assert [part.alike for part in drawn[0].parts] == [part.alike for part in drawn[1].parts]
+    assert len({part.alike for package in packages for part in package.parts}) == 3
+
+
+def test_the_same_cell_gives_the_same_bytes(clinic, folders, tmp_path: Path) -> None:
+    folder = folders["zero+mask", "diabetes"]
+    again = write_package(
+        clinic.config, clinic.store, clinic.comparison(), "diabetes", tmp_path / "again"
+    )
+    assert {path.name for path in again.iterdir()} == FILES
+    for name in FILES:
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=again, check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["again"]  # nothing unfinished is left
+
+
+def test_it_says_what_it_was_trained_on_in_groups_of_eleven_or_more(clinic, packages) -> None:
+    about = packages[0].about
+    values = clinic.store.values()[clinic.store.splits()[:, 0] == "train"]
+    training = about["training"]
+    assert training["rows"] == len(values)
+    for name, column in zip(clinic.store.feature_names, values.T, strict=True):
+        assert training["missing_rate"][name] == pytest.approx(np.isnan(column).mean())
+        bins = training["values"][name]
+        known = column[~np.isnan(column)]
+        assert bins["rows"] == len(known)
+        assert sum(bins["shares"]) == pytest.approx(1)
+        assert min(bins["shares"]) * len(known) > 10.5
+        assert (np.array(bins["edges"]) < known.max()).all()
+    assert sum(about["scores"]["shares"]) == pytest.approx(1)
+    glucose = next(f for f in about["features"] if f["name"] == "glucose.last")
+    assert (glucose["unit"], glucose["plausible"], glucose["aggregate"]) == (
+        "mg/dL",
+        [20, 400],
+        "last",
+    )
+    assert about["config"] == json.loads(json.dumps(clinic.config.ingest_sections))
+    ids = clinic.store.read("values", ["subject_id"])["subject_id"].to_pylist()
+    text = json.dumps(about)
+    assert not any(f'"{i}"' in text or f" {i}," in text for i in ids)
+
+
+def test_calibration_changes_no_ranking_and_is_judged_on_subjects_it_was_not_fitted_on(
+    clinic, packages
+) -> None:
+    store = clinic.store
+    tuning = store.splits()[:, 0] == "tuning"
+    for package in packages[:2]:
+        y = store.labels()[tuning, store.diseases.index(package.disease)]
+        scores = package.score(store.values()[tuning])
+        figures = package.about["figures"]
+        known = ~np.isnan(y)
+        assert figures["n"] == known.sum()
+        assert figures["auroc"] == pytest.approx(auroc(y[known], scores.probability[known]))
+        assert scores.probability[known].mean() == pytest.approx(y[known].mean(), abs=1e-3)
+        assert figures["calibration_slope"] != pytest.approx(1, abs=1e-4)  # as it would be refitted
+        assert figures["calibration_slope"] == pytest.approx(1, abs=0.2)
+        assert abs(figures["calibration_intercept"]) < 0.1
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_an_altered_or_missing_file_is_refused(folders, tmp_path: Path, name: str) -> None:
+    source = folders["zero+mask", "diabetes"]
+    for file in FILES:
+        (tmp_path / file).write_bytes((source / file).read_bytes())
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 3] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(EhrSnError, match="is not as it was written"):
+        read_package(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(EhrSnError, match="holds no model"):
+        read_package(tmp_path)
+
+
+def test_what_cannot_be_scored_or_kept_is_refused_by_name(clinic, packages, tmp_path: Path) -> None:
+    package = packages[0]
+    with pytest.raises(DataError, match=r"rows of 7 features, not an array of \(1, 3\)"):
+        package.score(np.zeros((1, 3), dtype=np.float32))
+    with pytest.raises(DataError, match="age: holds infinity"):
+        package.score(np.full((1, 7), np.inf, dtype=np.float32))
+    with pytest.raises(EhrSnError, match="did you mean 'diabetes'"):
+        write_package(clinic.config, clinic.store, clinic.comparison(), "diabets", tmp_path / "a")
+    untrained = ("mean", "standard", "mlp")
+    with pytest.raises(EhrSnError, match="was not trained"):
+        write_package(clinic.config, clinic.store, untrained, "diabetes", tmp_path / "a")
+    with pytest.raises(EhrSnError, match="exists already"):
+        write_package(clinic.config, clinic.store, clinic.comparison(), "diabetes", tmp_path)
