@@ -441,7 +441,7 @@ def log_study(config: StudyConfig, result: StudyResult) -> str:
 
 def experiment_of(config: Config) -> str:
     """The id of the data set's experiment, made if it is not there."""
-    return _experiment(_client(), config)
+    return _experiment(_client(), config.dataset)
 
 
 def run_of(config: Config, store: str, disease: str, comparison: Mapping[str, str]) -> str | None:
@@ -452,7 +452,7 @@ def run_of(config: Config, store: str, disease: str, comparison: Mapping[str, st
     conditions = [f"params.{name} = '{value}'" for name, value in comparison.items()]
     conditions += [f"params.disease = '{disease}'", f"tags.`ehr_sn.store` = '{store}'"]
     found = client.search_runs(
-        [_experiment(client, config)],
+        [_experiment(client, config.dataset)],
         " and ".join(conditions),
         max_results=1,
         order_by=["start_time DESC"],
@@ -464,7 +464,7 @@ def log_scoring(config: Config, summary: Mapping[str, Any], seconds: float) -> s
     """Record a scoring by what its summary counts; returns the run's id."""
     client = _client()
     run = client.create_run(
-        _experiment(client, config),
+        _experiment(client, config.dataset),
         run_name=f"score {summary['fingerprint'][:6]}",
         tags={"ehr_sn.version": __version__, "ehr_sn.kind": "score"},
     )
