@@ -6,6 +6,7 @@ repeat each other are suspected from a sample of subjects in the first shard, an
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from ehr_sn.ingest.sql import identifier, literals
 
 SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20
+MOST_CODES = 1000  # of a table, the commonest, that are kept to be compared with later ones
 SHOWN_FROM_SUBJECTS = 5  # a rarer code may be free text about one patient: it is never shown
 COUNTED_FIRST = 100_000  # events, to find common codes among
 REPEATS_FROM = 0.99  # share of equal values from which a code is said to repeat another
@@ -182,7 +184,7 @@ def count_all(
 
     `code_counts`: source, code, events, subjects (no more than SHOWN_FROM_SUBJECTS)
     """
-    _count_codes(db)
+    count_codes(db)
     noticed: dict[tuple[str, str, str], tuple[int, int]] = {}
     for check, place, n, of, said in db.execute("FROM notices").fetchall():
         _add(noticed, {(check, place, said): (n, of)})
@@ -195,7 +197,7 @@ def count_all(
     )
 
 
-def _count_codes(db: duckdb.DuckDBPyConnection) -> None:
+def count_codes(db: duckdb.DuckDBPyConnection) -> None:
     """Make `code_counts`. Most codes show in some events that they have subjects enough."""
     distinct = "SELECT source, code_id, count(DISTINCT subject_id) AS subjects FROM"
     db.execute(
@@ -209,6 +211,28 @@ def _count_codes(db: duckdb.DuckDBPyConnection) -> None:
         FROM every JOIN (FROM common UNION ALL FROM rare) USING (source, code_id)
         JOIN event_codes USING (code_id)"""
     )
+
+
+def common_codes(
+    rows: Iterable[tuple[str, str, int, int]], events: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    """By source: how many events it has, and of each of its commonest codes.
+
+    Parameters
+    ----------
+    rows : of `code_counts`; several of a code are added up. Codes of few subjects are left out.
+    events : by source, of all codes
+    """
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    for source, code, n, subjects in rows:
+        _add(counts, {(source, code): (n, subjects)})
+    told: dict[str, dict[str, Any]] = {
+        source: {"events": n, "codes": {}} for source, n in events.items()
+    }
+    for (source, code), (n, subjects) in sorted(counts.items(), key=lambda item: -item[1][0]):
+        if subjects >= SHOWN_FROM_SUBJECTS and len(told[source]["codes"]) < MOST_CODES:
+            told[source]["codes"][code] = n
+    return told
 
 
 def find_all(

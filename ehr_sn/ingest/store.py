@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from ehr_sn.config import Config, digest
 from ehr_sn.errors import DataError, DiskError
-from ehr_sn.ingest.checks import Counts, find_all
+from ehr_sn.ingest.checks import Counts, common_codes, find_all
 from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.features import list_features
 from ehr_sn.ingest.folders import clear_abandoned, disk_errors
@@ -158,6 +158,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
             SELECT DISTINCT key, entry, written, code FROM read_parquet([{parts["code_sets"]}])"""
         )
         findings = find_all(db, config, features, counts, rows)
+        codes = db.execute("SELECT source, code, events, subjects FROM code_counts").fetchall()
         held_in = dict(
             db.execute(
                 """SELECT key, list(DISTINCT source ORDER BY source)
@@ -169,6 +170,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         by_action[table, action] = by_action.get((table, action), 0) + n
     event_rows = reduce(added, (shard["event_rows"] for shard in told))
     observed_rates = counts.features.observed / counts.features.rows
+    events = {name: event_rows[name]["kept"] for name in config.tables if name in event_rows}
     return {
         "dataset": config.dataset,
         "title": config.title,
@@ -189,7 +191,8 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         "tables": {
             name: source.as_dict() | {"rows": rows[name]} for name, source in sources.items()
         },
-        "events": {name: event_rows[name]["kept"] for name in config.tables if name in event_rows},
+        "events": events,
+        "codes": common_codes(codes, events),
         "event_rows": event_rows,
         "quarantined": [
             {"table": table, "action": action, "count": n}

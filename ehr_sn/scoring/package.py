@@ -362,7 +362,7 @@ def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str
 def _training(store: Store, split: int) -> dict[str, Any]:
     """The same for every disease."""
     rows = store.values()[store.splits()[:, split] == "train"]
-    return reference(rows, store.feature_names)
+    return reference(rows, store.feature_names) | {"codes": store.manifest.get("codes")}
 
 
 def figures(

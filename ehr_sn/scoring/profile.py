@@ -70,15 +70,6 @@ def expected(packages: Sequence[Package]) -> dict[str, Any]:
     }
 
 
-def merged(one: Any, other: Any) -> Any:
-    """Two profiles together, however their counts are nested."""
-    if isinstance(one, dict):
-        return {name: merged(part, other[name]) for name, part in one.items()}
-    if isinstance(one, list):
-        return [merged(a, b) for a, b in zip(one, other, strict=True)]
-    return one + other
-
-
 def _no_counts(bins: dict[str, Any]) -> NDArray[np.int64]:
     return np.zeros(len(bins["shares"]), dtype=np.int64)
 

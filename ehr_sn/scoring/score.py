@@ -38,6 +38,7 @@ from ehr_sn import tracking
 from ehr_sn.config import Config, digest, read_stored
 from ehr_sn.errors import DataError, EhrSnError
 from ehr_sn.ingest.cells import SET_ASIDE, quarantine_counts
+from ehr_sn.ingest.checks import MOST_CODES, common_codes, count_codes
 from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.events import require_events, stage_events
 from ehr_sn.ingest.features import feature_blocks, list_features
@@ -51,7 +52,9 @@ from ehr_sn.ingest.tables import connect, describe_sources, sha256
 from ehr_sn.ingest.wide import AS_OF, NOT_REACHED, stage_cohort
 from ehr_sn.scoring import audit
 from ehr_sn.scoring.extract import Extract, open_extract, require_enough, without_labels
+from ehr_sn.scoring.monitor import PROFILE
 from ehr_sn.scoring.package import Package, Scores, score_many
+from ehr_sn.scoring.profile import Profile, expected
 from ehr_sn.scoring.registry import Registered, load_champions
 from ehr_sn.scoring.registry import told as registry_faults
 
@@ -256,6 +259,7 @@ def _make(job: _Job, folder: Path, shard_rows: int | None) -> None:
             after = {name: one.sha256 for name, one in describe_sources(reading).items()}
             if after != job.sources:
                 raise DataError("--input: a file changed while it was read: score again")
+            (work.store / PROFILE).write_text(json.dumps(_profile(job, work)) + "\n")
             (work.store / SUMMARY).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
             work.store.rename(folder)
         except (DataError, OSError):
@@ -293,17 +297,18 @@ def _score_shard(
         db.execute("DROP SCHEMA source CASCADE")
     names = job.packages[0].features
     places = [names.index(feature.name) for feature in list_features(config)]
-    observed, row = np.zeros(len(names), dtype=np.int64), 0
+    profile, row = Profile(job.packages), 0
     with closing(_Writer(db, scratch / "scores.parquet", job.registered, moment)) as writer:
         for block in _blocks(db, config, in_order):
             values = np.full((len(block), len(names)), np.nan, dtype=np.float32)
             values[:, places] = block
-            observed += (~np.isnan(values)).sum(axis=0)
             keys = db.sql(
                 f"""SELECT {", ".join(KEYS)} FROM cohort
                 WHERE row >= {row} AND row < {row + len(block)} ORDER BY row"""
             ).to_arrow_table()
-            writer.write(keys, score_many(job.packages, values))
+            scores = score_many(job.packages, values)
+            profile.add(values, scores)
+            writer.write(keys, scores)
             row += len(block)
     aside = literal(str(scratch / "quarantine.parquet"))
     db.execute(f"COPY (SELECT * FROM quarantine ORDER BY ALL) TO {aside} (FORMAT parquet)")
@@ -315,7 +320,8 @@ def _score_shard(
         (scratch / f"{table}.parquet").replace(work.store / part)
     told = {
         "rows": row,
-        "observed": observed.tolist(),
+        "profile": profile.as_dict(),
+        "codes": _codes(db) if event_rows else [],
         "cohort": cohort,
         "event_rows": event_rows,
         "quarantined": quarantine_counts(db),
@@ -325,6 +331,15 @@ def _score_shard(
     }
     work.counted(shard).parent.mkdir(parents=True, exist_ok=True)
     write_json(work.counted(shard), told)
+
+
+def _codes(db: duckdb.DuckDBPyConnection) -> list[tuple[str, str, int, int]]:
+    """The shard's commonest codes."""
+    count_codes(db)
+    return db.execute(
+        f"""SELECT source, code, events, subjects FROM code_counts
+        ORDER BY events DESC, ALL LIMIT {10 * MOST_CODES}"""
+    ).fetchall()
 
 
 def _blocks(
@@ -396,6 +411,18 @@ def _known(values: NDArray[np.float64]) -> pa.Array:
     return pa.array(values, from_pandas=True)  # NaN: null
 
 
+def _profile(job: _Job, work: Work) -> dict[str, Any]:
+    """What `monitor` compares: counts of these rows, and what is known of those of the training."""
+    told = [json.loads(work.counted(shard).read_text()) for shard in work.shards]
+    kept = {
+        name: sum(shard["event_rows"][name]["kept"] for shard in told)
+        for name in told[0]["event_rows"]
+    }
+    codes = common_codes((tuple(row) for shard in told for row in shard["codes"]), kept)
+    now = reduce(added, (shard["profile"] for shard in told))
+    return {"now": now | {"codes": codes}, "then": expected(job.packages)}
+
+
 def _summary(job: _Job, moment: datetime, work: Work) -> dict[str, Any]:
     """Add up what the shards counted, judge the whole, and tell of it.
 
@@ -441,7 +468,7 @@ def _summary(job: _Job, moment: datetime, work: Work) -> dict[str, Any]:
         "as_of": job.as_of and job.as_of.isoformat(),
         "rows": rows,
         "features": len(features),
-        "observed_rate": round(float(observed.sum()) / max(rows * len(features), 1), 6),
+        "observed_rate": round(sum(observed) / max(rows * len(features), 1), 6),
         "models": job.models,
         "absent_features": absent,
         "warnings": [*job.warnings, *(requirement.fault for requirement in unmet)],
