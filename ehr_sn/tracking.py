@@ -483,6 +483,50 @@ def log_scoring(config: Config, summary: Mapping[str, Any], seconds: float) -> s
     return str(run.info.run_id)
 
 
+def log_monitoring(config: Config, told: Mapping[str, Any], files: Sequence[Path]) -> str:
+    """Record what monitoring found, once; returns the run's id.
+
+    All that is found while the same models score goes to one run, a step each time, so that the UI
+    draws it over time. `told` is `Monitored.as_dict()` with its `metrics`; the files are the newest.
+    """
+    client = _client()
+    experiment_id = _experiment(client, config.dataset)
+    models = digest(told["models"])
+    found = client.search_runs(
+        [experiment_id], f"tags.`ehr_sn.models` = '{models}' and tags.`ehr_sn.kind` = 'monitor'"
+    )
+    run = (
+        found[0]
+        if found
+        else client.create_run(
+            experiment_id,
+            run_name=f"monitor {models[:6]}",
+            tags={
+                "ehr_sn.version": __version__,
+                "ehr_sn.kind": "monitor",
+                "ehr_sn.models": models,
+                **{f"ehr_sn.version_of.{d}": str(m["version"]) for d, m in told["models"].items()},
+            },
+        )
+    )
+    run_id = str(run.info.run_id)
+    done = run.data.tags.get("ehr_sn.monitored", "").split()
+    key = digest([told["fingerprint"], told["outcomes"]], length=8)
+    if key not in done:
+        when = int(datetime.fromisoformat(told["scored_at"]).timestamp() * 1000)
+        metrics = [
+            Metric(UNKNOWN_SIGN.sub("_", name), value, when, len(done))
+            for name, value in told["metrics"].items()
+        ]
+        for start in range(0, len(metrics), BATCH):
+            client.log_batch(run_id, metrics[start : start + BATCH])
+        for file in files:
+            client.log_artifact(run_id, str(file), "monitoring")
+        client.set_tag(run_id, "ehr_sn.monitored", " ".join([*done, key][-400:]))
+    client.set_terminated(run_id)
+    return run_id
+
+
 def views(config: Config) -> dict[str, str]:
     """Disease → path, within the MLflow UI, of its prepared view."""
     experiment = _client().get_experiment_by_name(config.dataset)

@@ -353,15 +353,7 @@ def write_report(config: Config, store: Store, recorded: Recorded, folder: Path)
             "`ehr-sn run CONFIG --force` trains what is absent and records it anew"
         )
     report = Report(config, store, recorded)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=lambda name: bool(name and name.startswith("report")),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"words": words, "number": _number, "signed": _signed, "few": _few}
-    environment.filters |= {"percent": _percent, "p": _p}
+    environment = templates()
     context: Mapping[str, Any] = {
         "report": report,
         "config": config,
@@ -387,6 +379,20 @@ def write_report(config: Config, store: Store, recorded: Recorded, folder: Path)
         path.write_text(environment.get_template(template).render(context), encoding="utf-8")
         written.append(path)
     return written
+
+
+def templates() -> jinja2.Environment:
+    """The templates of pages, with filters for what is in them."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: bool(name and ".html" in name),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"words": words, "number": _number, "signed": _signed, "few": _few}
+    environment.filters |= {"percent": _percent, "p": _p}
+    return environment
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logit
 
+from ehr_sn import __version__
 from ehr_sn.config import Config, Monitor
 from ehr_sn.errors import DataError
 from ehr_sn.evaluate.metrics import CLIP, calibration
+from ehr_sn.evaluate.report import templates
 from ehr_sn.evaluate.plots import SMALLEST_GROUP
 from ehr_sn.evaluate.statistics import delong
 from ehr_sn.ingest.sql import identifier, literal
@@ -123,6 +125,16 @@ def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitor
     ]
     summary = json.loads((scores / "summary.json").read_text())
     return Monitored(summary, tuple(drifts), outcomes)
+
+
+def write_page(config: Config, found: Monitored, folder: Path) -> list[Path]:
+    """Write `monitoring.html` and `monitoring.json` into the folder; returns both paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page, data = folder / "monitoring.html", folder / "monitoring.json"
+    template = templates().get_template("monitor.html.j2")
+    page.write_text(template.render(config=config, found=found, version=__version__))
+    data.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+    return [page, data]
 
 
 def newest_scores(folder: Path) -> Path:
