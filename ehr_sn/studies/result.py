@@ -28,6 +28,7 @@ from ehr_sn.evaluate.statistics import (
 from ehr_sn.evaluate.table import ESTABLISHED, p_value, plain_table
 
 BINS = 5
+MOST_COLUMNS = 5  # settings that a table of every variant has room for
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ class StudyResult:
     def _every_variant(self) -> Table:
         table = plain_table("Every variant")
         table.add_column("")
-        columns = self.settings if len(self.settings) <= 5 else []
+        columns = self.settings if len(self.settings) <= MOST_COLUMNS else []
         for setting in columns:
             table.add_column(setting, justify="right")
         if not columns:
@@ -296,8 +297,10 @@ class StudyResult:
             f"{self.metric} on held-out rows ({better} is better): mean ± sd over "
             f"{self.repeats_are}. Difference from {self.reference}: {how}; p (Holm) over the rows "
             "of the table. Better · tied · worse: settings whose 95 % interval, uncorrected, lies "
-            f"on that side of 0. ▲ ▼: above, below {self.reference}, p (Holm) < {ESTABLISHED}."
+            "on that side of 0."
         )
+        if len(self.settings) <= MOST_COLUMNS:
+            told += f" ▲ ▼: above, below {self.reference}, p (Holm) < {ESTABLISHED}."
         return "\n".join((told, *self.notes))
 
     def figures(self) -> dict[str, Figure]:

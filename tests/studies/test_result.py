@@ -131,3 +131,11 @@ def test_every_setting_has_its_figure_of_the_bias_and_every_ranking_its_own() ->
     assert set(figures) == {"sparsity_bias/a.png", "critical_difference/all.png"}
     lines = figures["sparsity_bias/a.png"].axes[0].get_lines()
     assert [line.get_label() for line in lines] == [*list(OFFSET)[:2], "observed outcome"]
+
+
+def test_bars_join_what_the_ranks_cannot_tell_apart(compared: StudyResult) -> None:
+    ranks = compared.friedman["all"]
+    assert sorted(ranks.mean_ranks) == [1, 2, 3]
+    assert 1 < ranks.critical_difference < 2
+    _, *bars = compared.figures()["critical_difference/all.png"].axes[0].get_lines()
+    assert [tuple(bar.get_ydata()) for bar in bars] == [(0, 1), (1, 2)]
