@@ -35,7 +35,6 @@ from ehr_sn.studies.tables import Table, TableConfig, read_table
 FORMAT = 1
 REFERENCE, SN = "zero", "sparsity_normalization"
 SCALER_NAMES = {"minmax": "min-max", "standard": "z-scores"}
-BY_NATURE = "missing by nature"
 Rows = NDArray[np.float32]
 
 
@@ -111,15 +110,12 @@ class Job:
     repeat: int
 
     @property
-    def group(self) -> str:
-        """Settings that belong together in a ranking."""
-        how = f"{self.rate:.0%} removed" if self.rate else BY_NATURE
-        return f"{how}, {SCALER_NAMES.get(self.scaler, self.scaler)}"
+    def scaled(self) -> str:
+        return SCALER_NAMES.get(self.scaler, self.scaler)
 
     @property
     def setting(self) -> str:
-        scaler = SCALER_NAMES.get(self.scaler, self.scaler)
-        return ", ".join([self.table, *[f"{self.rate:.0%} removed"] * (self.rate > 0), scaler])
+        return ", ".join([self.table, *[f"{self.rate:.0%} removed"] * (self.rate > 0), self.scaled])
 
 
 def files(config: Config, data: Path | None) -> list[Path]:
@@ -183,14 +179,17 @@ def run_cell(config: Config, data: Path | None, cell: str) -> Part:
 
 
 def summarise(config: Config, data: Path | None, parts: Sequence[Part]) -> StudyResult:
-    """Ranks are over tables that lack entries by nature, and over the complete ones rate by rate.
+    """Ranks are over the tables of a rate, and over all tables, each once.
 
     Variants of the ablation, which differ in scale or budget, are not ranked.
     """
+    once = min(config.removed, key=lambda rate: abs(rate - 0.5))
     rankings: dict[str, list[str]] = {}
     for job in _jobs(config, data).values():
         if config.tables[job.table].ranked and job.repeat == 0:
-            rankings.setdefault(job.group, []).append(job.setting)
+            rankings.setdefault(_titled(job, job.rate), []).append(job.setting)
+            if job.rate in (0, once):
+                rankings.setdefault(_titled(job, None), []).append(job.setting)
     named_as_method = [name for name, v in config.variants.items() if name == v.method]
     return StudyResult(
         study=config.study,
@@ -204,9 +203,18 @@ def summarise(config: Config, data: Path | None, parts: Sequence[Part]) -> Study
         test_train_ratio=1 / (config.folds - 1),
         rankings=rankings,
         ranked=[name for name in named_as_method if name != "constant_scale"],
-        notes=("More than two classes: the mean AUROC of each against the others.",),
+        notes=(
+            "More than two classes: the mean AUROC of each against the others. Ranks over all "
+            f"tables: of complete ones with {once:.0%} removed.",
+        ),
         axes=("observed entries", "mean probability"),
     )
+
+
+def _titled(job: Job, rate: float | None) -> str:
+    """The ranking over the tables of one rate, or over all."""
+    tables = "all tables" if rate is None else f"{rate:.0%} removed" if rate else "as they are"
+    return f"{tables}, {job.scaled}"
 
 
 def _removed(x: Rows, rate: float, seed: int) -> Rows:

@@ -143,6 +143,22 @@ def test_a_study_runs_without_any_service_and_resumes_where_it_stopped(tmp_path:
     assert [studies.finish_cell(more, None, name) for name in names] == list(result.parts)
 
 
+def test_ranks_are_over_tables_of_a_rate_and_over_all_each_once(tmp_path: Path) -> None:
+    tables = {
+        "iris": {"sklearn": "iris", "complete": True},
+        "wine": {"sklearn": "wine", "complete": True},
+        "wine_again": {"sklearn": "wine", "complete": True, "ranked": False},
+        "whole": {"sklearn": "breast_cancer", "positive": [0]},
+    }
+    config = small(tmp_path, tables=tables, removed=[0.1, 0.5], repeats=2)
+    result = uci.summarise(config, None, [])
+    at_half = ["iris, 50% removed, min-max", "wine, 50% removed, min-max"]
+    assert result.rankings["50% removed, min-max"] == at_half
+    assert result.rankings["as they are, min-max"] == ["whole, min-max"]
+    assert sorted(result.rankings["all tables, min-max"]) == sorted([*at_half, "whole, min-max"])
+    assert result.ranked == ["zero", "sparsity_normalization"]  # neither scaled nor tuned ones
+
+
 def test_the_same_cell_comes_out_the_same(tmp_path: Path) -> None:
     config = small(tmp_path)
     (cell,) = uci.cells(config, None)
