@@ -17,11 +17,11 @@ from typing import Annotated, Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from sklearn.model_selection import StratifiedGroupKFold
 
 from ehr_sn.config import Distinct, Method, Name, Scaler, Some, StrictModel
-from ehr_sn.errors import DataError
+from ehr_sn.errors import DataError, did_you_mean
 from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.missing import make_method
 from ehr_sn.missing.amputate import Amputation
@@ -92,6 +92,18 @@ class Config(StudyConfig):
     variants: dict[str, Variant]
     tables: Annotated[dict[Name, TableConfig], Some]
 
+    @model_validator(mode="after")
+    def _variants_known(self) -> Self:
+        for name in (REFERENCE, SN):
+            if name not in self.variants:
+                raise ValueError(f"variants: {name} is missing: it is what the study compares")
+        for table, how in self.tables.items():
+            for name in how.without:
+                if name not in self.variants:
+                    hint = did_you_mean(name, self.variants)
+                    raise ValueError(f"tables.{table}.without: no variant {name!r}; {hint}")
+        return self
+
     def for_cell(self, cell: str) -> Self:
         """Its own table alone, however many rates, scalers and repeats there are."""
         name = cell.partition(",")[0]
@@ -155,6 +167,7 @@ def run_cell(config: Config, data: Path | None, cell: str) -> Part:
     x, fold = _removed(table.x, job.rate, seed), _folds(table, config.folds, seed)
     observed = (~np.isnan(x)).sum(axis=1)
     edges = count_edges((~np.isnan(_removed(table.x, job.rate, config.seed))).sum(axis=1))
+    common = int(table.labels.mean(axis=0).argmax())
     scores, curves, chosen = [], [], {}
     for name, variant in config.variants.items():
         if name in how.without:
@@ -169,10 +182,9 @@ def run_cell(config: Config, data: Path | None, cell: str) -> Part:
             repeat = job.repeat * config.folds + f
             scores.append(Score(job.setting, name, repeat, "AUROC", float(np.mean(areas))))
         if name in (REFERENCE, SN):
-            mean = probability.mean(axis=1).ravel()
-            several = np.tile(observed, len(probability))
-            outcome = table.labels.T.ravel()
-            curves.append(count_curve(job.setting, name, several, mean, outcome, edges))
+            # One class: those of all classes together would hide the bias, which they share out.
+            p, y = probability[common].mean(axis=0), table.labels[:, common]
+            curves.append(count_curve(job.setting, name, observed, p, y, edges))
         if any(choices):
             chosen[f"{job.setting} · {name}"] = " | ".join(choices)
     return Part(tuple(scores), tuple(curves), chosen)
