@@ -130,7 +130,7 @@ def test_every_setting_has_its_figure_of_the_bias_and_every_ranking_its_own() ->
     figures = result([Part(tuple(scores()), tuple(curves))]).figures()
     assert set(figures) == {"sparsity_bias/a.png", "critical_difference/all.png"}
     lines = figures["sparsity_bias/a.png"].axes[0].get_lines()
-    assert [line.get_label() for line in lines] == [*list(OFFSET)[:2], "observed outcome"]
+    assert [line.get_label() for line in lines] == ["zero", "SN", "observed outcome"]
 
 
 def test_bars_join_what_the_ranks_cannot_tell_apart(compared: StudyResult) -> None:
