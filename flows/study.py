@@ -32,7 +32,7 @@ def study_cells(name: str, config_path: str | None, data: str | None) -> None:
                 ended.result()
 
 
-@flow(name="study", validate_parameters=False)
+@flow(name="study")
 def study(name: str, config_path: str | None = None, data: str | None = None) -> StudyResult:
     """Run a study and record its result in MLflow; returns the result."""
     config = studies.load_study(name, _path(config_path))

@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -55,6 +55,10 @@ class StudyConfig(StrictModel):
     def results_depend_on(self) -> dict[str, Any]:
         """Everything in it but where cells run and where they are kept."""
         return self.model_dump(mode="json", exclude={"title", "data_dir", "runner"})
+
+    def for_cell(self, cell: str) -> Self:
+        """All that the cell depends on; a study may leave out what it does not."""
+        return self
 
 
 class Study(Protocol):
@@ -104,11 +108,9 @@ def load_study(name: str, path: Path | None = None) -> StudyConfig:
 
 def cell_path(config: StudyConfig, data: Path | None, cell: str) -> Path:
     """Where a finished cell's part is, or will be."""
-    study = study_of(config.study)
-    read = [
-        (file.name, _sha256(file, file.stat().st_mtime_ns)) for file in study.files(config, data)
-    ]
-    key = digest([study.FORMAT, config.results_depend_on, read, cell])
+    study, part = study_of(config.study), config.for_cell(cell)
+    read = [(file.name, _sha256(file, file.stat().st_mtime_ns)) for file in study.files(part, data)]
+    key = digest([study.FORMAT, part.results_depend_on, read, cell])
     return config.data_dir / "studies" / config.study / f"{key}.json"
 
 

@@ -28,6 +28,8 @@ from ehr_sn.evaluate.statistics import (
 from ehr_sn.evaluate.table import ESTABLISHED, p_value, plain_table
 
 BINS = 5
+SHORT_SN = ("sparsity_normalization", "SN")
+MOST_COLUMNS = 5  # settings that a table of every variant has room for
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,7 @@ class StudyResult:
     def _every_variant(self) -> Table:
         table = plain_table("Every variant")
         table.add_column("")
-        columns = self.settings if len(self.settings) <= 5 else []
+        columns = self.settings if len(self.settings) <= MOST_COLUMNS else []
         for setting in columns:
             table.add_column(setting, justify="right")
         if not columns:
@@ -254,7 +256,7 @@ class StudyResult:
                 cells.append(f"{np.mean(found):+.4f}" if found else "reference")
             record = self.record(variant)
             told = f"{record.wins} · {record.ties} · {record.losses}" if found else ""
-            table.add_row(variant, *cells, told)
+            table.add_row(variant.replace(*SHORT_SN), *cells, told)
         return table
 
     def _mark(self, setting: str, variant: str) -> str:
@@ -276,7 +278,7 @@ class StudyResult:
                 f"{f.mean_ranks[f.methods.index(variant)]:.2f}" if variant in f.methods else ""
                 for f in self.friedman.values()
             )
-            table.add_row(variant, *ranks)
+            table.add_row(variant.replace(*SHORT_SN), *ranks)
         table.add_section()
         critical = (f"{f.critical_difference:.2f}" for f in self.friedman.values())
         table.add_row("critical difference", *critical)
@@ -296,15 +298,17 @@ class StudyResult:
             f"{self.metric} on held-out rows ({better} is better): mean ± sd over "
             f"{self.repeats_are}. Difference from {self.reference}: {how}; p (Holm) over the rows "
             "of the table. Better · tied · worse: settings whose 95 % interval, uncorrected, lies "
-            f"on that side of 0. ▲ ▼: above, below {self.reference}, p (Holm) < {ESTABLISHED}."
+            "on that side of 0."
         )
+        if len(self.settings) <= MOST_COLUMNS:
+            told += f" ▲ ▼: above, below {self.reference}, p (Holm) < {ESTABLISHED}."
         return "\n".join((told, *self.notes))
 
     def figures(self) -> dict[str, Figure]:
         """File name → figure: the bias by observed count, a setting each; ranks."""
         found = {
             f"sparsity_bias/{setting}.png": sparsity_bias_figure(
-                {v: self.curve(setting, v) for v in variants},
+                {v.replace(*SHORT_SN): self.curve(setting, v) for v in variants},
                 title=setting,
                 x=self.axes[0],
                 y=self.axes[1],

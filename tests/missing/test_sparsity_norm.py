@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from ehr_sn.missing import SparsityNormalizer, sparsity_normalize
+from ehr_sn.missing import ConstantScaler, SparsityNormalizer, sparsity_normalize
 
 N = 8
 SIZES = range(1, N + 1)
@@ -197,3 +197,12 @@ def test_a_k_that_is_no_positive_number_is_refused(k):
 def test_an_exponent_outside_zero_to_one_is_refused(exponent):
     with pytest.raises(ValueError, match="exponent must be in"):
         SparsityNormalizer(exponent=exponent).fit([[1.0]])
+
+
+def test_a_constant_scale_is_sparsity_normalization_that_does_not_count() -> None:
+    rows = np.array([[3.0, 6.0, np.nan], [5.0, np.nan, np.nan], [1.0, 2.0, 3.0]])
+    constant = ConstantScaler().fit(rows).transform(rows)
+    counted = SparsityNormalizer(k=1).fit(rows).transform(rows)
+    assert constant[0] == pytest.approx(counted[0])  # it holds as many entries as the mean row
+    assert (constant[1] < counted[1]).sum() == 1
+    assert (constant[2] > counted[2]).all()
