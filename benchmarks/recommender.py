@@ -54,7 +54,7 @@ def main() -> None:
         rows = Rows(ratings, parts.train, axis)
         size = min(args.batch_size, len(rows.trained))
         rate = product_rate(size, rows.shape[1], args.hidden)
-        for variant in ("zero", "sparsity_normalization"):
+        for variant in ("zero", "SN"):
             network = Network(axis, (args.hidden,))
             model = Autoencoder(rows.shape[1], network, mean=rows.mean, seed=0)
             budget = Budget(1e-3, 1e-4, args.batch_size, max_epochs=args.epochs)
@@ -63,7 +63,7 @@ def main() -> None:
                 seconds.append(process_time() - started)
                 started = process_time()
             done = 5 * 2 * len(rows.trained) * rows.shape[1] * args.hidden / min(seconds)
-            print(f"{axis:4} {variant:23} {min(seconds):6.2f} s an epoch,", end=" ")
+            print(f"{axis:4} {variant:4} {min(seconds):6.2f} s an epoch,", end=" ")
             print(f"{done / rate:4.0%} of the rate of a product ({rate / GIGA:.0f} Gflop/s)")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\npeak memory {peak:.2f} GiB")

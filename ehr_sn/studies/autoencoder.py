@@ -27,8 +27,8 @@ Factor = Callable[[NDArray[np.integer], float], NDArray[np.floating]]
 
 FACTORS: dict[str, Factor] = {
     "zero": lambda count, mean: np.ones(len(count)),
-    "sparsity_normalization": sparsity_factor,
-    "sparsity_normalization, K = 1": lambda count, mean: sparsity_factor(count, 1),
+    "SN": sparsity_factor,
+    "SN, K = 1": lambda count, mean: sparsity_factor(count, 1),
     CONSTANT_SCALE: lambda count, mean: np.full(len(count), 1 / mean),
 }
 LEAST_STEPS = 20

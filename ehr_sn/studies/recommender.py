@@ -31,7 +31,7 @@ from ehr_sn.studies.result import Part, Score, StudyResult, count_curve, count_e
 
 FORMAT = 1
 ZERO, SN, *ABLATION = FACTORS
-MEANS = "user's and item's biases"
+MEANS = "biases only"
 METRIC = "RMSE"
 GIVEN = 0.25
 """Share of each row's ratings that is given where the effect of fewer ratings is measured."""
