@@ -15,6 +15,7 @@ __all__ = [
     "SparsityNormalizer",
     "SqrtSparsityNormalizer",
     "TunedSparsityNormalizer",
+    "sparsity_factor",
     "sparsity_normalize",
 ]
 
@@ -42,12 +43,23 @@ def sparsity_normalize(
     array([[ 4.,  2.,  0.,  6.],
            [16.,  0.,  0.,  0.]])
     """
-    _check(k, exponent)
     x, observed = np.asarray(x), np.asarray(observed, dtype=bool)
     dtype = np.result_type(x, np.float32)
-    count = observed.sum(axis=-1, keepdims=True)
-    ratio = (k / np.maximum(count, 1)) ** exponent
-    return ratio.astype(dtype) * np.where(observed, x, dtype.type(0))
+    factor = sparsity_factor(observed.sum(axis=-1, keepdims=True), k, exponent)
+    return factor.astype(dtype) * np.where(observed, x, dtype.type(0))
+
+
+def sparsity_factor(count: ArrayLike, k: float, exponent: float = 1.0) -> NDArray[np.float64]:
+    """Return (k / max(count, 1)) ** exponent: what a row of `count` observed entries is times.
+
+    For rows that are kept sparse, where only what is observed is stored.
+
+    >>> sparsity_factor([0, 1, 4], k=4)
+    array([4., 4., 1.])
+    """
+    _check(k, exponent)
+    factor: NDArray[np.float64] = (k / np.maximum(count, 1)) ** exponent
+    return factor
 
 
 @register("sparsity_normalization")
