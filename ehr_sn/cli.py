@@ -62,6 +62,7 @@ Data = Annotated[
         help="Where CONFIG's tables lie, in place of its data_root.",
     ),
 ]
+ALARM = 3  # exit code of `monitor` that has found one
 INTERRUPTED = 130  # exit code after Ctrl-C
 QUIET = "CRITICAL"  # of Prefect, whose log says little that the command does not
 
@@ -285,6 +286,48 @@ def score(
         highlight=False,
     )
     out.print(folder, soft_wrap=True)
+
+
+@app.command()
+def monitor(
+    config: ConfigFile,
+    scores: Annotated[
+        Path, typer.Option("--scores", metavar="DIR", help="Of them, the newest.", exists=True)
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            metavar="PATH",
+            exists=True,
+            help="Outcomes that are known by now: a store, or a table of subject_id, "
+            "prediction_time, disease, label.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="[default: reports/DATASET]"),
+    ] = None,
+) -> None:
+    """Compare scored patients with those the models were trained on: a page, and alarms.
+
+    The exit code is 3 on an alarm. The limits are `monitor` in CONFIG.
+    """
+    from ehr_sn.scoring.monitor import monitor_and_record
+
+    loaded = load_config(config)
+    output = output or Path("reports") / loaded.dataset
+    found, (page, _) = monitor_and_record(loaded, scores, labels, output)
+    for drift in found.alarms:
+        out.print(f"alarm: {drift}", highlight=False, soft_wrap=True)
+    out.print(
+        f"{found.summary['rows']:,} rows, {len(found.drifts)} things watched, "
+        f"{len(found.alarms)} alarms: {page}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if found.alarms:
+        raise typer.Exit(ALARM)
 
 
 @app.command()

@@ -487,7 +487,7 @@ def log_monitoring(config: Config, told: Mapping[str, Any], files: Sequence[Path
     """Record what monitoring found, once; returns the run's id.
 
     All that is found while the same models score goes to one run, a step each time, so that the UI
-    draws it over time. `told` is `Monitored.as_dict()` with its `metrics`; the files are the newest.
+    draws it over time. `told` is `Monitored.as_dict()` with its `metrics`; files are the newest's.
     """
     client = _client()
     experiment_id = _experiment(client, config.dataset)

@@ -12,7 +12,7 @@ from ehr_sn.scoring.monitor import Monitored, monitor_and_record
 
 @step(name="compare with training")
 def compare(config_path: str, scores: str, labels: str | None, output: str) -> dict[str, object]:
-    found = monitor_and_record(
+    found, _ = monitor_and_record(
         load_config(config_path), Path(scores), Path(labels) if labels else None, Path(output)
     )
     _show(found)

@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logit
 
-from ehr_sn import __version__
+from ehr_sn import __version__, tracking
 from ehr_sn.config import Config, Monitor
 from ehr_sn.errors import DataError
 from ehr_sn.evaluate.metrics import CLIP, calibration
-from ehr_sn.evaluate.report import templates
 from ehr_sn.evaluate.plots import SMALLEST_GROUP
+from ehr_sn.evaluate.report import templates
 from ehr_sn.evaluate.statistics import delong
 from ehr_sn.ingest.sql import identifier, literal
+from ehr_sn.scoring.profile import PROFILE
+from ehr_sn.scoring.registry import told as registry_faults
 
-PROFILE = "profile.json"
 SURE = 1.96  # standard errors
 LABEL_COLUMNS = ("subject_id", "prediction_time", "disease", "label")
 
@@ -125,6 +126,25 @@ def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitor
     ]
     summary = json.loads((scores / "summary.json").read_text())
     return Monitored(summary, tuple(drifts), outcomes)
+
+
+def monitor_and_record(
+    config: Config, scores: Path, labels: Path | None, output: Path
+) -> tuple[Monitored, list[Path]]:
+    """As `monitor`, of the newest scores; with a page below `output`, and on record in MLflow.
+
+    Raises
+    ------
+    DataError
+        As `monitor`.
+    EhrSnError
+        MLflow cannot be reached.
+    """
+    found = monitor(config, newest_scores(scores), labels)
+    files = write_page(config, found, output)
+    with registry_faults():
+        tracking.log_monitoring(config, found.as_dict() | {"metrics": found.metrics()}, files)
+    return found, files
 
 
 def write_page(config: Config, found: Monitored, folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ehr_sn.scoring.package import Package, Scores
 
+PROFILE = "profile.json"  # its name in a folder of scores
 SAMPLED = 2**13
 """Rows of a block whose values are looked at, evenly spaced: shares need no more."""
 

@@ -52,9 +52,8 @@ from ehr_sn.ingest.tables import connect, describe_sources, sha256
 from ehr_sn.ingest.wide import AS_OF, NOT_REACHED, stage_cohort
 from ehr_sn.scoring import audit
 from ehr_sn.scoring.extract import Extract, open_extract, require_enough, without_labels
-from ehr_sn.scoring.monitor import PROFILE
 from ehr_sn.scoring.package import Package, Scores, score_many
-from ehr_sn.scoring.profile import Profile, expected
+from ehr_sn.scoring.profile import PROFILE, Profile, expected
 from ehr_sn.scoring.registry import Registered, load_champions
 from ehr_sn.scoring.registry import told as registry_faults
 
