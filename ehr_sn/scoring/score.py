@@ -337,7 +337,7 @@ def _codes(db: duckdb.DuckDBPyConnection) -> list[tuple[str, str, int, int]]:
     count_codes(db)
     return db.execute(
         f"""SELECT source, code, events, subjects FROM code_counts
-        ORDER BY events DESC, ALL LIMIT {10 * MOST_CODES}"""
+        ORDER BY events DESC, source, code LIMIT {10 * MOST_CODES}"""
     ).fetchall()
 
 
