@@ -244,21 +244,19 @@ def _codes(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> Iterator
 def _performance(
     rule: Monitor, outcomes: dict[str, dict[str, float]], figures: dict[str, dict[str, float]]
 ) -> Iterator[Drift]:
+    """What it was is known only as well as the tuning rows tell: they widen the interval."""
     for disease, now in outcomes.items():
-        before = figures[disease]["auroc"]
-        yield Drift(
-            "AUROC", disease, before, now["auroc"], before - now["auroc"], rule.auroc_drop,
-            before - now["auroc_ci_high"] > rule.auroc_drop,
-        )  # fmt: skip
-        for name, ideal, limit in (
+        tuning = figures[disease]
+        sure = SURE * np.sqrt(1 + now["n"] / tuning["n"])
+        for name, then, limit in (
+            ("auroc", tuning["auroc"], rule.auroc_drop),
             ("calibration_slope", 1.0, rule.calibration_slope),
             ("calibration_intercept", 0.0, rule.calibration_intercept),
         ):
-            by = abs(now[name] - ideal)
-            yield Drift(
-                name.replace("_", " "), disease, ideal, now[name], by, limit,
-                by - SURE * now[f"{name}_se"] > limit,
-            )  # fmt: skip
+            by = then - now[name] if name == "auroc" else abs(now[name] - then)
+            what = "AUROC" if name == "auroc" else name.replace("_", " ")
+            alarm = bool(by - sure * now[f"{name}_se"] > limit)
+            yield Drift(what, disease, then, now[name], by, limit, alarm)
 
 
 def _outcomes(scores: Path, labels: Path) -> dict[str, dict[str, float]]:
@@ -267,16 +265,16 @@ def _outcomes(scores: Path, labels: Path) -> dict[str, dict[str, float]]:
     files = ", ".join(literal(str(part)) for part in parts)
     with duckdb.connect() as db:
         joined = db.execute(
-            f"""SELECT disease, probability, label FROM read_parquet([{files}]) AS scored
-            JOIN ({_labels(db, labels)}) AS known
+            f"""SELECT scored.disease::VARCHAR AS disease, probability, label
+            FROM read_parquet([{files}]) AS scored JOIN ({_labels(db, labels)}) AS known
             ON scored.subject_id::VARCHAR = known.subject_id::VARCHAR
             AND scored.prediction_time = known.prediction_time::TIMESTAMP
             AND scored.disease::VARCHAR = known.disease
             WHERE label IS NOT NULL"""
         ).fetchnumpy()
     found = {}
-    for disease in np.unique(joined["disease"].astype(str)):
-        of_it = joined["disease"].astype(str) == disease
+    for disease in np.unique(joined["disease"]):
+        of_it = joined["disease"] == disease
         y, p = joined["label"][of_it] == 1, joined["probability"][of_it]
         if min(y.sum(), (~y).sum()) >= SMALLEST_GROUP:
             found[disease] = _judged(y, p)
@@ -323,6 +321,7 @@ def _judged(y: NDArray[np.bool_], p: NDArray[np.float64]) -> dict[str, float]:
         "mean_prediction": float(p.mean()),
         "observed_rate": float(y.mean()),
         "auroc": area.value,
+        "auroc_se": area.se,
         "auroc_ci_low": area.ci_low,
         "auroc_ci_high": area.ci_high,
         "calibration_slope": found.slope,

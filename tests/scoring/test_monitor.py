@@ -33,13 +33,16 @@ def models(clinic, tmp_path_factory) -> list[Registered]:
 
 @pytest.fixture(scope="module")
 def scored(clinic, models, write_tables, tmp_path_factory) -> Extract:
-    """A function: what to change of whose labs → the folder of their scores; 600 other people."""
+    """A function: what to change of a table → the folder of the scores of 600 other people."""
 
-    def make(how: Callable[[pd.DataFrame], pd.DataFrame] | None = None) -> Path:
+    def make(
+        how: Callable[[pd.DataFrame], pd.DataFrame] | None = None, table: str = "labs"
+    ) -> Path:
         folder = tmp_path_factory.mktemp("extract")
         write_tables(folder, 600, seed=5)
         if how is not None:
-            how(pd.read_csv(folder / "labs.csv")).to_csv(folder / "labs.csv", index=False)
+            path = folder / f"{table}.csv"
+            how(pd.read_csv(path)).to_csv(path, index=False)
         return score(clinic.config, models, folder / "scores", folder)[0]
 
     return make
@@ -77,8 +80,9 @@ def test_another_unit_is_seen_in_the_values_and_the_scores(clinic, scored) -> No
 
 
 def test_a_new_and_a_vanished_code_are_named(clinic, scored) -> None:
-    found = alarms(clinic, scored(lambda labs: labs.replace({"test": {"pressure": "sbp_new"}})))
-    assert {("new code", "labs: sbp_new"), ("vanished code", "labs: pressure")} <= found
+    folder = scored(lambda known: known.replace({"icd": {"I10": "I10.9"}}), "diagnoses")
+    codes = {("new code", "diagnoses: I10.9"), ("vanished code", "diagnoses: I10")}
+    assert alarms(clinic, folder) == codes
 
 
 def test_once_outcomes_are_known_discrimination_and_calibration_are_judged(
@@ -132,7 +136,7 @@ def test_the_command_ends_with_3_on_an_alarm_and_mlflow_keeps_a_step_each_time(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    usual, odd = scored(), scored(lambda labs: labs[labs["test"] != "glucose"])
+    usual, odd = scored(), scored(lambda labs: labs[labs["person"] % 5 == 0])
     config = str(clinic.folder / "clinic.yaml")
     for folder, code in ((usual, 0), (usual, 0), (odd, 3)):
         done = CliRunner().invoke(cli.app, ["monitor", config, "--scores", str(folder.parent)])
