@@ -1,11 +1,8 @@
 """Scoring an extract: who is scored, from what, into which files, and what is refused."""
 
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -209,6 +206,16 @@ def test_beyond_the_configured_share_nothing_is_scored(clinic, run, extract, tmp
     ]
 
 
+def test_values_in_another_unit_are_found_by_the_plausible_range(run, extract):
+    def in_mmol(labs: pd.DataFrame) -> pd.DataFrame:
+        glucose = labs["test"] == "glucose"
+        return labs.assign(result=labs["result"].astype(float).where(~glucose, lambda x: x / 18))
+
+    change(extract / "labs.csv", in_mmol)
+    with pytest.raises(DataError, match=r"glucose\.mean: no row has a value"):
+        run(extract)
+
+
 def test_few_subjects_without_a_measurement_are_no_cause_for_refusal(run, extract):
     change(extract / "people.csv", lambda people: people.head(2))
     change(extract / "labs.csv", lambda labs: labs.head(0))
@@ -279,7 +286,8 @@ def test_subjects_that_repeat_are_scored_once_or_not_at_all(run, extract):
 
 
 def test_models_of_different_features_do_not_score_together(clinic, models, make_clinic, tmp_path):
-    other = make_clinic(700, features={"static": {"age": {"column": "age"}}})
+    small = {"methods": {"standard": ["zero"]}, "max_epochs": 1, "seeds": 1}
+    other = make_clinic(700, features={"static": {"age": {"column": "age"}}}, train=small)
     written = write_package(
         other.config, other.store, other.comparison("zero"), "diabetes", tmp_path / "other"
     )
@@ -376,18 +384,26 @@ def test_the_same_again_is_found_and_a_csv_may_be_added(clinic, models, extract,
     assert other != folder
 
 
-SCORE = """
-import sys
+KILLED = """
+import os, signal, sys, time
 from pathlib import Path
 from ehr_sn.config import load_config
 from ehr_sn.scoring.package import read_package
 from ehr_sn.scoring.registry import Registered
 from ehr_sn.scoring.score import score
 
-config, source, output, *folders = sys.argv[1:]
+config, source, output, seconds, *folders = sys.argv[1:]
 models = [Registered(Path(folder).name, 3, read_package(folder)) for folder in folders]
-print("ready", flush=True)
-score(load_config(config), models, Path(output), source, shard_rows=100)
+for moment in map(float, seconds.split()):
+    child = os.fork()
+    if not child:
+        score(load_config(config), models, Path(output), source, shard_rows=100)
+        os._exit(0)
+    time.sleep(moment)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for path in Path(output).glob("[!.]*"):
+        assert (path / "summary.json").exists()
 """
 
 
@@ -397,18 +413,9 @@ def test_a_killed_scoring_goes_on_to_the_same_files(wide, tmp_path):
     source, out = str(tmp_path / "people.parquet"), tmp_path / "out"
     whole, _ = score(config, models, tmp_path / "whole", source, shard_rows=100)
     folders = [str(model.package.folder) for model in models]
-    command = [sys.executable, "-c", SCORE, str(config._path), source, str(out), *folders]
-    rng = np.random.default_rng(0)
-    for _ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(rng.uniform(0, 0.4))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        for path in out.glob("*"):
-            assert path.name.startswith(".work-") or (path / "summary.json").exists()
+    moments = " ".join(map(str, np.random.default_rng(0).uniform(0, 0.6, 4)))
+    command = [sys.executable, "-c", KILLED, str(config._path), source, str(out), moments]
+    subprocess.run([*command, *folders], check=True)
     folder, _ = score(config, models, out, source, shard_rows=100)
     assert folder.name == whole.name
     assert [path.name for path in out.iterdir()] == [folder.name]
