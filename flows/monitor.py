@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from flows.ingest import ingest
 from flows.tasks import config_argument, scheduled, step
 
 from prefect.artifacts import create_table_artifact
@@ -29,12 +30,18 @@ def _show(found: Monitored) -> None:
 
 @scheduled(name="monitor")
 def monitor(
-    config_path: str, scores: str = "scores", labels: str | None = None, output: str = "reports"
+    config_path: str,
+    scores: str = "scores",
+    labels: str | None = None,
+    output: str = "reports",
+    after_ingest: bool = False,
 ) -> dict[str, object]:
     """Compare the newest scores with what their models were trained on; fails on an alarm.
 
-    `scores` is a folder of scores, or one that holds several: the newest is taken.
+    `scores` is a folder of scores, or one that holds several: the newest is taken. With
+    `after_ingest` the configured tables are ingested first, and the labels are theirs.
     """
+    labels = ingest(config_path) if after_ingest else labels
     told = compare(config_path, scores, labels, output)
     if told["alarms"]:
         raise DriftAlarm(told["alarms"])

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.tasks import config_argument, step
+from flows.tasks import config_argument, scheduled, step
 
-from prefect import flow, runtime
+from prefect import runtime
+from prefect.artifacts import create_table_artifact
 
 from ehr_sn.config import load_config
-from ehr_sn.scoring.score import read_moment, score_with_champions
+from ehr_sn.scoring.score import read_moment, score_with_champions, summary
 
 
 @step(name="score extract")
@@ -31,7 +32,7 @@ def score_extract(
     return str(folder), is_new
 
 
-@flow(name="score")
+@scheduled(name="score")
 def score(
     config_path: str,
     output: str = "scores",
@@ -46,7 +47,14 @@ def score(
     """
     if as_of == "scheduled":
         as_of = runtime.flow_run.scheduled_start_time.isoformat()
-    return score_extract(config_path, output, source, diseases, as_of, with_csv)
+    folder, is_new = score_extract(config_path, output, source, diseases, as_of, with_csv)
+    told = summary(Path(folder))
+    rows = [
+        {"disease": disease, "version": model["version"], "rows": told["rows"], "new": is_new}
+        for disease, model in told["models"].items()
+    ]
+    create_table_artifact(rows, key="scores", description=f"Scores in {folder}")
+    return folder, is_new
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ the cause is mended, wait for the schedule, or run it now:
     )
 
 
-scheduled = partial(
+scheduled: Any = partial(
     flow,
     on_failure=[say_what_to_do],
     on_crashed=[say_what_to_do],

@@ -107,7 +107,7 @@ def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitor
     Raises
     ------
     DataError
-        There are no scores, too few rows of them, or no label belongs to any.
+        There are no scores, too few rows of them, or a table's labels belong to none.
     """
     profile = _read(scores)
     rule = config.monitor
@@ -278,16 +278,20 @@ def _outcomes(scores: Path, labels: Path) -> dict[str, dict[str, float]]:
         y, p = joined["label"][of_it] == 1, joined["probability"][of_it]
         if min(y.sum(), (~y).sum()) >= SMALLEST_GROUP:
             found[disease] = _judged(y, p)
-    if not found:
+    if not found and not _is_store(labels):  # of which it is not said that they are of these rows
         raise DataError(
             f"{labels}: no disease has {SMALLEST_GROUP} labels of either class among these scores"
         )
     return found
 
 
+def _is_store(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
+
+
 def _labels(db: duckdb.DuckDBPyConnection, labels: Path) -> str:
     """SQL for subject_id, prediction_time, disease and label of a store or of a table."""
-    if (labels / "manifest.json").is_file():
+    if _is_store(labels):
         diseases = json.loads((labels / "manifest.json").read_text())["labels"]
         parts = sorted((labels / "labels").glob("*.parquet")) or [labels / "labels.parquet"]
         files = ", ".join(literal(str(part)) for part in parts)
