@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from ehr_sn.missing.imputers import register
 from ehr_sn.missing.model_imputer import ModelImputer, Rows, product
 
 __all__ = ["SparseAutoencoderImputer"]
+
+WEIGHTS = ("encode_", "encode_bias_", "decode_", "decode_bias_")
 
 
 @register("sparse_autoencoder")
@@ -55,11 +58,11 @@ class SparseAutoencoderImputer(ModelImputer):
         self.max_units = max_units
 
     def _learn(self, Z: Rows) -> None:
-        n = Z.shape[1]
-        weights = self._train(Z) if n else [np.zeros((0, 0)), np.zeros(0)] * 2
-        self.encode_, self.encode_bias_, self.decode_, self.decode_bias_ = weights
+        weights = self._train(Z) if Z.shape[1] else [np.zeros((0, 0)), np.zeros(0)] * 2
+        for name, array in zip(WEIGHTS, weights, strict=True):
+            setattr(self, name, array)
 
-    def _train(self, Z: Rows) -> list[np.ndarray]:
+    def _train(self, Z: Rows) -> list[NDArray[np.float32]]:
         from ehr_sn.models.sparse_autoencoder import SparseAutoencoder  # late: slow to import
 
         fitted = SparseAutoencoder(

@@ -313,7 +313,7 @@ def _adam(
     size = min(optimiser.batch_size, n_rows)
     shape = (-(-n_rows // size), size)
     adam = torch.optim.Adam(weights, optimiser.learning_rate, fused=True)
-    rho_hat = None
+    rho_hat: Tensor | None = None
     for _ in range(optimiser.epochs):
         orders = [np.resize(rng.permutation(n_rows), shape) for rng in rngs]
         for rows in torch.from_numpy(np.stack(orders, axis=1)).to(table.device):
@@ -341,11 +341,11 @@ def _lbfgs(
 
     def cost(flat: NDArray[np.float64], r: int) -> tuple[float, NDArray[np.float64]]:
         at = _unflatten(torch.from_numpy(flat).to(table), weights)
-        x, t, m = (tensor if tensor is None else _of(tensor, r) for tensor in given)
-        value, gradient, _ = cost_and_gradient(at, x, t, m, objective)
+        seen = None if observed is None else _of(observed, r)
+        rows, wanted = _of(table, r), _of(target, r)
+        value, gradient, _ = cost_and_gradient(at, rows, wanted, seen, objective)
         return value.item(), torch.cat([g.flatten() for g in gradient]).cpu().double().numpy()
 
-    given = (table, target, observed)
     found = []
     for r in range(len(weights.encode)):
         start = torch.cat([w[r].flatten() for w in weights]).cpu().double().numpy()
@@ -365,7 +365,7 @@ def _of(tensor: Tensor, replicate: int) -> Tensor:
     return tensor[None] if tensor.ndim == 2 else tensor[replicate : replicate + 1]
 
 
-class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, RowTransformer):  # type: ignore[misc]
+class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, RowTransformer):
     """One hidden layer whose units are active for few rows each.
 
     The cost is that of `cost_and_gradient`. Rows are scaled beforehand; missing entries are NaN and

@@ -30,6 +30,7 @@ from ehr_sn.models.fit import Architecture, Budget, Fitted, Task, fit
 from ehr_sn.models.masking import masking_of
 from ehr_sn.models.methods import find_method
 from ehr_sn.models.mixture import Mixture, fit_mixture
+from ehr_sn.models.representation import Learned, learn
 
 NOTHING = "none"  # the method and the scaler of a baseline
 FORMAT = 3  # raised whenever the same cell would be trained differently
@@ -66,13 +67,27 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Representation:
+    """What there is to see of the layers that were learned without labels, as `Learned` has it.
+
+    `inputs` and `features` name the rows of `weight` and the columns of `error`.
+    """
+
+    rates: NDArray[np.float32]
+    error: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    inputs: list[str]
+    features: list[str]
+
+
+@dataclass(frozen=True)
 class TrainedCell:
     """What training left: held-out predictions a disease, learning curves, and how long it took.
 
     `curves` has arrays of shape (diseases, seeds, epochs), NaN after a replicate stopped; a
     baseline has none. `impute_seconds` are those of fitting and applying the method (fitted once,
     if several cells share it), `fit_seconds` those of training. `chosen` holds the parameters of
-    the method that the tuning rows chose.
+    the method that the tuning rows chose. `representation` is there if the architecture has one.
     """
 
     held_out: dict[str, HeldOut]
@@ -80,6 +95,7 @@ class TrainedCell:
     impute_seconds: float
     fit_seconds: float
     chosen: dict[str, float]
+    representation: Representation | None = None
 
 
 def comparisons(config: Config) -> list[Comparison]:
@@ -158,13 +174,18 @@ def read_cell(path: Path, store: Store) -> TrainedCell:
             for name in file.keys()  # noqa: SIM118
             if name.startswith("curve/")
         }
+        representation = None
+        if "inputs" in about:
+            seen = {name: file.get_tensor(f"representation/{name}") for name in Learned.NAMES}
+            features = store.feature_names
+            representation = Representation(**seen, inputs=about["inputs"], features=features)
     labels = store.labels()[store.splits()[:, about["cell"]["split"]] == "held_out"]
     held_out = {}
     for i, disease in enumerate(store.diseases):
         eligible = ~np.isnan(labels[:, i])
         held_out[disease] = HeldOut(labels[eligible, i], probability[i][:, eligible])
     seconds = about["impute_seconds"], about["fit_seconds"]
-    return TrainedCell(held_out, curves, *seconds, about["chosen"])
+    return TrainedCell(held_out, curves, *seconds, about["chosen"], representation)
 
 
 def fitted_method(
@@ -201,6 +222,7 @@ class _Part:
     networks: Fitted
     method: Pipeline
     table: NDArray[np.float32]
+    learned: Learned | None
     impute_seconds: float
     fit_seconds: float
 
@@ -244,13 +266,20 @@ def _networks(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[s
     tensors["curve/train_loss"] = _padded([h.train_loss for h in histories], shape)
     tensors["curve/tuning_auroc"] = _padded([h.tuning_auroc for h in histories], shape)
     tensors["best_epoch"] = torch.tensor([h.best_epoch for h in histories]).reshape(shape)
+    encoders = [part.learned for part in parts if part.learned is not None]
+    named = {}
+    if encoders:
+        seen = Learned.together(encoders).items()
+        tensors |= {f"representation/{name}": tensor for name, tensor in seen}
+        names = parts[0].method.get_feature_names_out(np.array(store.feature_names, dtype=object))
+        named = {"inputs": names.tolist()}
     every = [part for _, parts in tried for part in parts]
     about = {
         "impute_seconds": sum(part.impute_seconds for part in every),
         "fit_seconds": sum(part.fit_seconds for part in every),
         "chosen": dict(chosen),
     }
-    return tensors, about
+    return tensors, about | named
 
 
 def _train(
@@ -262,13 +291,25 @@ def _train(
     started = perf_counter()
     values = store.values()
     table = method.transform(values)
-    training_rows = store.splits()[:, cell.split] == "train"
-    masking = None
-    if network.augment_missing:
-        panels = find_panels(~np.isnan(values[training_rows]), store.measurements)
-        masking = masking_of(method, values, panels)
+    split = store.splits()[:, cell.split]
+    training_rows = split == "train"
+    panels = find_panels(~np.isnan(values[training_rows]), store.measurements)
+    masking = masking_of(method, values, panels) if network.augment_missing else None
     impute_seconds += perf_counter() - started
     started = perf_counter()
+    learned = None
+    if network.representation is not None:
+        denoise = network.representation.denoise
+        learned = learn(
+            network.representation,
+            table,
+            method[:-1].transform(values),
+            train_rows=training_rows,
+            tuning_rows=split == "tuning",
+            seeds=seeds,
+            masking=masking_of(method, values[training_rows], panels) if denoise else None,
+            device=_device(train.device),
+        )
     networks = fit(
         table,
         _tasks(store, cell.split),
@@ -280,6 +321,7 @@ def _train(
             sparsity_norm=how.sparsity_norm,
             neumiss=how.layer == "neumiss",
             mixture=_mixture(table[training_rows]) if how.layer == "gmm" else None,
+            encoder=learned.encoder if learned else None,
         ),
         budget=Budget(
             learning_rate=train.learning_rate,
@@ -292,7 +334,7 @@ def _train(
         masking=masking,
         device=_device(train.device),
     )
-    return _Part(networks, method, table, impute_seconds, perf_counter() - started)
+    return _Part(networks, method, table, learned, impute_seconds, perf_counter() - started)
 
 
 def _baseline(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[str, Any]]:
