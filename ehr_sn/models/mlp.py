@@ -59,6 +59,9 @@ class StackedLinear(nn.Module):
 class StackedEncoder(nn.Module):
     """Initial layers (R, B, D) to (R, B, H) that an `Encoder` gives, each replicate its seed's."""
 
+    centre: Tensor
+    scale: Tensor
+
     def __init__(self, encoder: Encoder, seeds: Sequence[int]) -> None:
         super().__init__()
         at = [encoder.seeds.index(seed) for seed in seeds]
@@ -68,11 +71,13 @@ class StackedEncoder(nn.Module):
             layer = StackedLinear(weight[at])
             layer.bias = nn.Parameter(bias[at])
             self.layers.append(layer.requires_grad_(encoder.fine_tune))
+        self.register_buffer("centre", encoder.centre[at])
+        self.register_buffer("scale", encoder.scale[at])
 
     def forward(self, h: Tensor) -> Tensor:
         for layer in self.layers:
             h = activate(self.activation, layer(h))
-        return h
+        return (h - self.centre) * self.scale
 
     def state(self) -> dict[str, Tensor]:
         """What its weights do not tell."""
@@ -343,8 +348,14 @@ def _encoder(state: Mapping[str, Tensor], seeds: Sequence[int]) -> Encoder | Non
         (state[f"encoder.layers.{i}.weight"], state[f"encoder.layers.{i}.bias"])
         for i in range(n_layers)
     ]
-    activation = ACTIVATIONS[int(state["encoder.activation"])]
-    return Encoder(tuple(seeds), tuple(layers), activation, bool(state["encoder.fine_tune"]))
+    return Encoder(
+        tuple(seeds),
+        tuple(layers),
+        state["encoder.centre"],
+        state["encoder.scale"],
+        ACTIVATIONS[int(state["encoder.activation"])],
+        bool(state["encoder.fine_tune"]),
+    )
 
 
 def _uniform(rngs: Sequence[np.random.Generator], n_in: int, n_out: int) -> Tensor:
