@@ -21,7 +21,6 @@ NEUMISS_DEPTH = 5
 LEAST_VARIANCE = 1e-12
 """Below it a sum of missing entries' variances counts as none."""
 
-
 Activation = Literal["sigmoid", "tanh", "relu", "linear"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
@@ -37,16 +36,11 @@ class Encoder:
 
     seeds : S seeds
     layers : for each layer its weight (S, n_in, n_out) and bias (S, 1, n_out)
-    centre, scale : (S, 1, H) and (S, 1, 1), the last layer's output h is handed on as
-        (h − centre) · scale: mostly inactive units are far smaller than the z-scores that the
-        next layer's initial weights are made for
     fine_tune : whether the network trains them on
     """
 
     seeds: tuple[int, ...]
     layers: tuple[tuple[Tensor, Tensor], ...]
-    centre: Tensor
-    scale: Tensor
     activation: Activation
     fine_tune: bool
 

@@ -59,9 +59,6 @@ class StackedLinear(nn.Module):
 class StackedEncoder(nn.Module):
     """Initial layers (R, B, D) to (R, B, H) that an `Encoder` gives, each replicate its seed's."""
 
-    centre: Tensor
-    scale: Tensor
-
     def __init__(self, encoder: Encoder, seeds: Sequence[int]) -> None:
         super().__init__()
         at = [encoder.seeds.index(seed) for seed in seeds]
@@ -71,13 +68,11 @@ class StackedEncoder(nn.Module):
             layer = StackedLinear(weight[at])
             layer.bias = nn.Parameter(bias[at])
             self.layers.append(layer.requires_grad_(encoder.fine_tune))
-        self.register_buffer("centre", encoder.centre[at])
-        self.register_buffer("scale", encoder.scale[at])
 
     def forward(self, h: Tensor) -> Tensor:
         for layer in self.layers:
             h = activate(self.activation, layer(h))
-        return (h - self.centre) * self.scale
+        return h
 
     def state(self) -> dict[str, Tensor]:
         """What its weights do not tell."""
@@ -172,9 +167,7 @@ class StackedMLP(nn.Module):
         self.sparsity_norm = sparsity_norm
         takes_mask = neumiss or mixture is not None
         if encoder is not None and takes_mask:
-            raise ValueError(
-                "NeuMiss and an expected ReLU take the mask, and no code instead of it"
-            )
+            raise ValueError("NeuMiss and an expected ReLU take the mask, and no code for it")
         n_in = n_features // 2 if takes_mask else n_features
         self.encoder = None
         if encoder is not None:
@@ -348,14 +341,8 @@ def _encoder(state: Mapping[str, Tensor], seeds: Sequence[int]) -> Encoder | Non
         (state[f"encoder.layers.{i}.weight"], state[f"encoder.layers.{i}.bias"])
         for i in range(n_layers)
     ]
-    return Encoder(
-        tuple(seeds),
-        tuple(layers),
-        state["encoder.centre"],
-        state["encoder.scale"],
-        ACTIVATIONS[int(state["encoder.activation"])],
-        bool(state["encoder.fine_tune"]),
-    )
+    activation = ACTIVATIONS[int(state["encoder.activation"])]
+    return Encoder(tuple(seeds), tuple(layers), activation, bool(state["encoder.fine_tune"]))
 
 
 def _uniform(rngs: Sequence[np.random.Generator], n_in: int, n_out: int) -> Tensor:

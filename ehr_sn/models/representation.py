@@ -99,13 +99,7 @@ def learn(
     codes = encode(layers, x[tuning], objective.activation)
     error = (decode(layers, codes, objective)[:, :, : t.shape[1]] - t[tuning]).square()
     return Learned(
-        encoder_of(
-            layers,
-            x[train],
-            seeds=seeds,
-            activation=objective.activation,
-            fine_tune=config.fine_tune,
-        ),
+        encoder_of(layers, seeds, objective.activation, fine_tune=config.fine_tune),
         torch.cat(rates, dim=1),
         error.nanmean(1),
         layers[0].encode,

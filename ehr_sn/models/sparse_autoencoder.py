@@ -256,24 +256,11 @@ def _outputs(objective: Objective, n_layers: int) -> list[Activation]:
 
 
 def encoder_of(
-    layers: Sequence[Weights],
-    rows: Tensor,
-    *,
-    seeds: Sequence[int],
-    activation: Activation,
-    fine_tune: bool,
+    layers: Sequence[Weights], seeds: Sequence[int], activation: Activation, *, fine_tune: bool
 ) -> Encoder:
-    """The encoding half, as initial layers of a `StackedMLP`.
-
-    What it hands on is centred over the rows (N, D) it has learned from, and scaled by one number,
-    so that the mean variance of a unit is 1.
-    """
-    codes = encode(layers, rows, activation).float()
-    centre = codes.mean(1, keepdim=True)
-    variance = (codes - centre).square().mean((1, 2), keepdim=True)
+    """The encoding half, as initial layers of a `StackedMLP`."""
     halves = tuple((layer.encode.float(), layer.encode_bias.float()) for layer in layers)
-    scale = variance.clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
-    return Encoder(tuple(seeds), halves, centre, scale, activation, fine_tune)
+    return Encoder(tuple(seeds), halves, activation, fine_tune)
 
 
 def _train(
@@ -474,9 +461,8 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, RowTransformer):
             raise ValueError(f"units must be 1 or more, not {self._widths!r}")
         self.method_ = make_method(self.fill, scaler="none", winsorise=0).fit(X)
         masking = masking_of(self.method_, X, np.arange(X.shape[1])) if self.denoise else None
-        table = torch.from_numpy(self.method_.transform(X))
         self.layers_ = pretrain(
-            table,
+            torch.from_numpy(self.method_.transform(X)),
             torch.from_numpy(np.require(self.method_[:-1].transform(X), requirements="W")),
             self._widths,
             seeds=[self.seed],
@@ -507,21 +493,10 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, RowTransformer):
         error = self.inverse_transform(codes) - self._checked(X, reset=False)
         return -float(np.nanmean(np.square(error)))
 
-    def encoder(self, X: ArrayLike, *, fine_tune: bool = True) -> Encoder:
-        """As initial layers of `StackedMLP`s with this seed; X: the rows it was fitted on."""
+    def encoder(self, *, fine_tune: bool = True) -> Encoder:
+        """As initial layers of `StackedMLP`s with this seed."""
         check_is_fitted(self)
-        rows = torch.from_numpy(self.method_.transform(self._checked(X, reset=False)))
-        return encoder_of(
-            self._as(rows),
-            rows,
-            seeds=[self.seed],
-            activation=self.activation,
-            fine_tune=fine_tune,
-        )
-
-    def _as(self, rows: Tensor) -> list[Weights]:
-        """The layers in the floats of some rows."""
-        return [Weights(*(w.to(rows.dtype) for w in layer)) for layer in self.layers_]
+        return encoder_of(self.layers_, [self.seed], self.activation, fine_tune=fine_tune)
 
 
 class StackedSparseAutoencoder(SparseAutoencoder):

@@ -293,13 +293,16 @@ def _train(
     table = method.transform(values)
     split = store.splits()[:, cell.split]
     training_rows = split == "train"
-    panels = find_panels(~np.isnan(values[training_rows]), store.measurements)
-    masking = masking_of(method, values, panels) if network.augment_missing else None
+    denoise = network.representation is not None and network.representation.denoise
+    masking = hiding = None
+    if network.augment_missing or denoise:
+        panels = find_panels(~np.isnan(values[training_rows]), store.measurements)
+        masking = masking_of(method, values, panels) if network.augment_missing else None
+        hiding = masking_of(method, values[training_rows], panels) if denoise else None
     impute_seconds += perf_counter() - started
     started = perf_counter()
     learned = None
     if network.representation is not None:
-        denoise = network.representation.denoise
         learned = learn(
             network.representation,
             table,
@@ -307,7 +310,7 @@ def _train(
             train_rows=training_rows,
             tuning_rows=split == "tuning",
             seeds=seeds,
-            masking=masking_of(method, values[training_rows], panels) if denoise else None,
+            masking=hiding,
             device=_device(train.device),
         )
     networks = fit(

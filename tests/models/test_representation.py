@@ -53,8 +53,7 @@ def encoder(n_in: int, widths: list[int], seeds: list[int], *, fine_tune: bool) 
         bias = rng.normal(size=(len(seeds), 1, width)).astype(np.float32)
         layers.append((torch.from_numpy(weight), torch.from_numpy(bias)))
         n_in = width
-    centre, scale = torch.full((len(seeds), 1, n_in), 0.5), torch.full((len(seeds), 1, 1), 2.0)
-    return Encoder(tuple(seeds), tuple(layers), centre, scale, "sigmoid", fine_tune)
+    return Encoder(tuple(seeds), tuple(layers), "sigmoid", fine_tune)
 
 
 @pytest.mark.parametrize("fine_tune", [False, True])
@@ -110,10 +109,6 @@ def test_principal_components_are_those_of_scikit_learn() -> None:
     pca = PCA(3).fit(table[train])
     ((weight, bias),) = found.encoder.layers
     codes = table @ weight[1].numpy() + bias[1].numpy()
-    network = StackedMLP(5, (), seeds=[1], encoder=found.encoder)
-    handed_on = network.encoder(torch.from_numpy(table[train])[None])
-    assert handed_on.mean(1).abs().max() < 1e-5
-    assert float(handed_on.square().mean()) == pytest.approx(1, rel=1e-5)
     np.testing.assert_allclose(np.abs(codes), np.abs(pca.transform(table)), atol=1e-4)
     lost = table[~train] - pca.inverse_transform(pca.transform(table[~train]))
     np.testing.assert_allclose(found.error[0], np.square(lost).mean(axis=0), rtol=1e-3)
