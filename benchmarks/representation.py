@@ -24,12 +24,13 @@ from ehr_sn.ingest.store import ingest
 from ehr_sn.models.learning_curve import FewerLabels
 from ehr_sn.models.train import Cell, HeldOut, read_cell, train_cell
 
-SPARSE = {"rho": 0.2, "beta": 0.1}
+SPARSE = {"rho": 0.2, "beta": 0.1, "epochs": 25}
 REPRESENTATIONS: dict[str, Any] = {
     "none": "none",
     "pca": {"kind": "pca", "units": 32},
     "sparse_autoencoder": SPARSE | {"kind": "sparse_autoencoder", "units": 64},
-    "sparse_autoencoder, frozen": SPARSE | {"kind": "sparse_autoencoder", "units": 64, "fine_tune": False},
+    "sparse_autoencoder, frozen": SPARSE
+    | {"kind": "sparse_autoencoder", "units": 64, "fine_tune": False},
     "stacked": SPARSE | {"kind": "stacked", "units": (64, 64)},
 }
 

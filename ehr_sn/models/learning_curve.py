@@ -49,6 +49,10 @@ class FewerLabels(Store):
         whole = super().fingerprint
         return whole if self.share == 1 else f"{whole}-labels-{self.share:g}-{self.split}"
 
+    @property
+    def rows_fingerprint(self) -> str:
+        return super().fingerprint
+
     def labels(self) -> NDArray[np.float32]:
         known = super().labels()
         known[_left_out(self.splits()[:, self.split], self.share, self.split)] = np.nan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ehr_sn.config import RepresentationConfig
 from ehr_sn.models.fit import TrainingError
-from ehr_sn.models.layers import Encoder
+from ehr_sn.models.layers import Activation, Encoder
 from ehr_sn.models.masking import Masking
 from ehr_sn.models.sparse_autoencoder import (
     Objective,
@@ -25,6 +25,8 @@ from ehr_sn.models.sparse_autoencoder import (
     pretrain,
 )
 
+LAYER = ("layer_weight", "layer_bias")
+
 __all__ = ["Learned", "learn", "principal_components"]
 
 
@@ -35,19 +37,37 @@ class Learned:
     rates : (S, units of all layers), each unit's mean activation over the training rows
     error : (S, n), mean squared error of the reconstruction of each feature, over the tuning rows'
         observed entries; NaN where there are none
-    weight : (S, D, H), the first layer's
     """
 
-    NAMES: ClassVar = ("rates", "error", "weight")
+    SEEN: ClassVar = ("rates", "error", "weight")
     encoder: Encoder
     rates: Tensor
     error: Tensor
-    weight: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The first layer's, (S, D, H)."""
+        return self.encoder.layers[0][0]
+
+    def state(self) -> dict[str, Tensor]:
+        """All there is to it but its seeds and its configuration, for safetensors."""
+        layers = {
+            f"{name}_{i}": tensor
+            for i, layer in enumerate(self.encoder.layers)
+            for name, tensor in zip(LAYER, layer, strict=True)
+        }
+        return layers | {"rates": self.rates, "error": self.error}
 
     @classmethod
-    def together(cls, parts: Sequence[Self]) -> dict[str, Tensor]:
-        """What there is to see of several parts' seeds, in the order of the parts."""
-        return {name: torch.cat([getattr(p, name) for p in parts]).cpu() for name in cls.NAMES}
+    def from_state(
+        cls, state: Mapping[str, Tensor], config: RepresentationConfig, seeds: Sequence[int]
+    ) -> Self:
+        """What `learn` gave with these seeds and this configuration, but for `fine_tune`."""
+        weight, bias = LAYER
+        layers = [(state[f"{weight}_{i}"], state[f"{bias}_{i}"]) for i in range(len(config.units))]
+        activation: Activation = "linear" if config.kind == "pca" else config.activation
+        encoder = Encoder(tuple(seeds), tuple(layers), activation, config.fine_tune)
+        return cls(encoder, state["rates"], state["error"])
 
 
 def learn(
@@ -102,7 +122,6 @@ def learn(
         encoder_of(layers, seeds, objective.activation, fine_tune=config.fine_tune),
         torch.cat(rates, dim=1),
         error.nanmean(1),
-        layers[0].encode,
     )
 
 

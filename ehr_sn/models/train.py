@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from ehr_sn.config import REFERENCE, Config, digest
+from ehr_sn.config import REFERENCE, Config, RepresentationConfig, digest
 from ehr_sn.ingest.store import Store
 from ehr_sn.missing import get_state, make_method, set_state
 from ehr_sn.missing.amputate import find_panels
@@ -176,7 +176,7 @@ def read_cell(path: Path, store: Store) -> TrainedCell:
         }
         representation = None
         if "inputs" in about:
-            seen = {name: file.get_tensor(f"representation/{name}") for name in Learned.NAMES}
+            seen = {name: file.get_tensor(f"representation/{name}") for name in Learned.SEEN}
             features = store.feature_names
             representation = Representation(**seen, inputs=about["inputs"], features=features)
     labels = store.labels()[store.splits()[:, about["cell"]["split"]] == "held_out"]
@@ -199,7 +199,7 @@ def fitted_method(
     rows, winsorise = find_method(cell.method).rows, config.train.winsorise
     plain = rows.removesuffix("+mask")
     key = digest(
-        [FORMAT, store.fingerprint, plain, cell.scaler, cell.split, winsorise, dict(params)]
+        [FORMAT, store.rows_fingerprint, plain, cell.scaler, cell.split, winsorise, dict(params)]
     )
     path = store.path.parent / "imputers" / f"{key}.safetensors"
     if not path.exists():
@@ -247,8 +247,8 @@ def _networks(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[s
     tensors = {f"network/{k}": _stacked([s[k] for s in states], shape[0]) for k in states[0]}
     for i, part in enumerate(parts):
         prefix = f"method/{i}" if method.draws else "method"
-        learned = get_state(part.method).items()
-        tensors |= {f"{prefix}/{k}": torch.from_numpy(v) for k, v in learned}
+        fitted = get_state(part.method).items()
+        tensors |= {f"{prefix}/{k}": torch.from_numpy(v) for k, v in fitted}
     split = store.splits()[:, cell.split]
     for name in ("tuning", "held_out"):
         predicted = [
@@ -266,11 +266,12 @@ def _networks(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[s
     tensors["curve/train_loss"] = _padded([h.train_loss for h in histories], shape)
     tensors["curve/tuning_auroc"] = _padded([h.tuning_auroc for h in histories], shape)
     tensors["best_epoch"] = torch.tensor([h.best_epoch for h in histories]).reshape(shape)
-    encoders = [part.learned for part in parts if part.learned is not None]
+    learned = [part.learned for part in parts if part.learned is not None]
     named = {}
-    if encoders:
-        seen = Learned.together(encoders).items()
-        tensors |= {f"representation/{name}": tensor for name, tensor in seen}
+    if learned:
+        for name in Learned.SEEN:
+            seen = torch.cat([getattr(one, name) for one in learned])
+            tensors[f"representation/{name}"] = seen
         names = parts[0].method.get_feature_names_out(np.array(store.feature_names, dtype=object))
         named = {"inputs": names.tolist()}
     every = [part for _, parts in tried for part in parts]
@@ -291,28 +292,17 @@ def _train(
     started = perf_counter()
     values = store.values()
     table = method.transform(values)
-    split = store.splits()[:, cell.split]
-    training_rows = split == "train"
-    denoise = network.representation is not None and network.representation.denoise
-    masking = hiding = None
-    if network.augment_missing or denoise:
-        panels = find_panels(~np.isnan(values[training_rows]), store.measurements)
-        masking = masking_of(method, values, panels) if network.augment_missing else None
-        hiding = masking_of(method, values[training_rows], panels) if denoise else None
+    training_rows = store.splits()[:, cell.split] == "train"
+    masking = None
+    if network.augment_missing:
+        masking = masking_of(method, values, _panels(store, values[training_rows]))
     impute_seconds += perf_counter() - started
-    started = perf_counter()
-    learned = None
+    learned, learn_seconds = None, 0.0
     if network.representation is not None:
-        learned = learn(
-            network.representation,
-            table,
-            method[:-1].transform(values),
-            train_rows=training_rows,
-            tuning_rows=split == "tuning",
-            seeds=seeds,
-            masking=hiding,
-            device=_device(train.device),
+        learned, learn_seconds = _learned(
+            config, store, cell, network.representation, params, seeds, method, table
         )
+    started = perf_counter()
     networks = fit(
         table,
         _tasks(store, cell.split),
@@ -337,7 +327,55 @@ def _train(
         masking=masking,
         device=_device(train.device),
     )
-    return _Part(networks, method, table, learned, impute_seconds, perf_counter() - started)
+    fit_seconds = learn_seconds + perf_counter() - started
+    return _Part(networks, method, table, learned, impute_seconds, fit_seconds)
+
+
+def _learned(
+    config: Config,
+    store: Store,
+    cell: Cell,
+    representation: RepresentationConfig,
+    params: Mapping[str, Any],
+    seeds: list[int],
+    method: Pipeline,
+    table: NDArray[np.float32],
+) -> tuple[Learned, float]:
+    """The cell's representation, learned from its split's training rows, and the seconds it took.
+
+    It is kept on disk, and found again by cells of other architectures, whether they train it on
+    or not, and with fewer labels.
+    """
+    given = representation.model_dump(mode="json", exclude={"fine_tune"})
+    how = [find_method(cell.method).rows, cell.scaler, config.train.winsorise, dict(params)]
+    key = digest([FORMAT, store.rows_fingerprint, cell.split, how, given, seeds])
+    path = store.path.parent / "representations" / f"{key}.safetensors"
+    if not path.exists():
+        started = perf_counter()
+        values, split = store.values(), store.splits()[:, cell.split]
+        masking = None
+        if representation.denoise:
+            rows = values[split == "train"]
+            masking = masking_of(method, rows, _panels(store, rows))
+        learned = learn(
+            representation,
+            table,
+            method[:-1].transform(values),
+            train_rows=split == "train",
+            tuning_rows=split == "tuning",
+            seeds=seeds,
+            masking=masking,
+            device=_device(config.train.device),
+        )
+        _write(path, learned.state(), {"seconds": round(perf_counter() - started, 3)})
+    with safe_open(path, framework="pt") as file:
+        seconds = json.loads(file.metadata()["about"])["seconds"]
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return Learned.from_state(state, representation, seeds), seconds
+
+
+def _panels(store: Store, training_rows: NDArray[np.float32]) -> NDArray[np.int64]:
+    return find_panels(~np.isnan(training_rows), store.measurements)
 
 
 def _baseline(config: Config, store: Store, cell: Cell) -> tuple[Tensors, dict[str, Any]]:

@@ -167,6 +167,20 @@ def test_it_learns_from_training_rows_without_labels_and_from_no_others(
     assert not np.array_equal(rates(FewerRows(store.path, 0.5)), whole)
 
 
+def test_what_was_learned_is_found_again_where_nothing_that_it_depends_on_changed(
+    config: Config, store: Store
+) -> None:
+    def train(of: Store, architecture: str) -> dict[str, int]:
+        train_cell(config, of, Cell("zero", "standard", architecture, 0))
+        folder = store.path.parent / "representations"
+        return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    first = train(store, "frozen")
+    assert train(FewerLabels(store.path, 0.5, 0), "frozen") == first
+    assert len(train(store, "tuned")) == 2  # it learns to denoise
+    assert len(train(FewerRows(store.path, 0.5), "frozen")) == 3
+
+
 def test_fewer_labels_are_those_of_the_training_rows_alone(store: Store) -> None:
     fewer, split = FewerLabels(store.path, 0.25, 0), store.splits()[:, 0]
     known = ~np.isnan(store.labels()[:, 0])
