@@ -36,6 +36,7 @@ ui: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/autoencoder.py
 
 clean:
 	rm -rf .venv data reports mlruns/*
