@@ -50,7 +50,7 @@ class Architecture:
     def widest(self) -> int:
         """Units of the widest layer."""
         encoded = self.encoder.widths if self.encoder else ()
-        return max(*self.hidden, *encoded, 1)
+        return max((*self.hidden, *encoded), default=1)
 
 
 @dataclass(frozen=True)
