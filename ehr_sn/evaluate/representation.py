@@ -26,8 +26,8 @@ def units_table(representation: Representation) -> pd.DataFrame:
     >>> one = np.ones(1, np.float32)
     >>> weight = np.array([[[0.5], [-2.0]]], np.float32)
     >>> seen = Representation(0.05 * one[None], one[None], weight, ["age", "sbp"], ["age"])
-    >>> units_table(seen).iloc[0].tolist()
-    [0, 0.05, 'sbp -2.00, age +0.50']
+    >>> units_table(seen).to_dict("list")
+    {'unit': [0], 'mean_activation': [0.05], 'strongest_inputs': ['sbp -2.00, age +0.50']}
     """
     weight = representation.weight[0]
     rows = []
