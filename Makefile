@@ -37,6 +37,7 @@ bench: .venv/.installed
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/recommender.py
+	$(BIN)/python benchmarks/autoencoder.py
 
 clean:
 	rm -rf .venv data reports mlruns/*

@@ -44,7 +44,7 @@ from ehr_sn.ingest.codes import Descendants, Entry, read_entry, share_a_code
 from ehr_sn.ingest.expressions import Expression
 from ehr_sn.ingest.fhir import RESOURCES
 from ehr_sn.ingest.queries import Query
-from ehr_sn.models.methods import method_names
+from ehr_sn.models.methods import find_method, method_names
 
 AGGREGATES = ("last", "mean", "min", "max", "count", "slope", "days_since_last")
 SPLITS = ("train", "tuning", "held_out")
@@ -58,6 +58,7 @@ BASELINES = (
     "lightgbm",
     "xgboost",
 )
+REPRESENTATIONS = ("pca", "sparse_autoencoder", "stacked")
 EXTRAS = ("lightgbm", "xgboost")  # baselines that need a package of their name
 REFERENCE = "zero"  # every other method is compared with it, on the same subjects
 DATA_ROOT = "EHR_SN_DATA_ROOT"  # environment variable that takes the place of `data_root`
@@ -100,7 +101,14 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _as_several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+    return (value,) if isinstance(value, (str, int)) else value
+
+
+def _as_representation(value: Any) -> Any:
+    """Its kind alone stands for a representation with the defaults; `none` is to have none."""
+    if isinstance(value, str):
+        value = {"kind": value}
+    return None if isinstance(value, dict) and value.get("kind") == "none" else value
 
 
 def _as_cell(value: Any) -> Any:
@@ -611,16 +619,63 @@ class Splits(StrictModel):
         return tuple("split" if i == 0 else f"split_{i}" for i in range(self.repeats))
 
 
+class RepresentationConfig(StrictModel):
+    """Layers learned from all training rows, labelled or not, that come first in the network.
+
+    `pca`: the first `units` principal components. `sparse_autoencoder`: a hidden layer of `units`;
+    `stacked`: several, one upon the other. `rho` and `beta` are the target of each unit's mean
+    activation and the weight of missing it; with `denoise` it reconstructs rows that lose further
+    entries at random. The network trains these layers on (`fine_tune`), or they stay as they are.
+    """
+
+    kind: Literal[REPRESENTATIONS]  # type: ignore[valid-type]
+    units: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_several), Some
+    ] = (64,)
+    activation: Literal["sigmoid", "tanh", "relu"] = "sigmoid"
+    rho: float = Field(0.05, gt=0, lt=1)
+    beta: float = Field(3.0, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    running_mean: float = Field(0.0, ge=0, lt=1)
+    denoise: bool = False
+    solver: Literal["adam", "lbfgs"] = "adam"
+    epochs: int = Field(50, ge=1)
+    batch_size: int = Field(256, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    fine_tune: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_layers_if_stacked(cls, value: Any) -> Any:
+        stacked = isinstance(value, dict) and value.get("kind") == "stacked"
+        return {"units": (64, 64)} | value if stacked else value
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Self:
+        if self.kind != "stacked" and len(self.units) > 1:
+            raise ValueError(f"units: {self.kind} has one layer; for several there is `stacked`")
+        if self.kind == "pca":
+            for name in sorted(self.model_fields_set - {"kind", "units", "fine_tune"}):
+                raise ValueError(f"{name}: principal components have none: leave it out")
+        if self.denoise and self.solver == "lbfgs":
+            raise ValueError("denoise: other rows at every step need `solver: adam`")
+        return self
+
+
 class ArchitectureConfig(StrictModel):
     """A multi-layer perceptron: hidden widths, dropout rate on hidden units, batch norm.
 
-    With `augment_missing` it trains on rows that lose further entries at random.
+    With `augment_missing` it trains on rows that lose further entries at random. `representation`
+    comes before its hidden layers.
     """
 
     hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Some] = (64,)
     dropout: float = Field(0.0, ge=0, lt=1)
     batch_norm: bool = False
     augment_missing: bool = False
+    representation: Annotated[RepresentationConfig | None, BeforeValidator(_as_representation)] = (
+        Field(None, exclude_if=_unset)
+    )
 
 
 class Train(StrictModel):
@@ -960,6 +1015,7 @@ class Config(StrictModel):
         self._follow_up_declared()
         self._no_label_among_features()
         self._no_batch_norm_with_an_expected_relu()
+        self._no_code_where_a_layer_takes_the_mask()
         return self
 
     def _table_references(self) -> Iterator[tuple[str, str]]:
@@ -1128,6 +1184,16 @@ class Config(StrictModel):
                     raise ValueError(
                         f"train.architectures.{name}.batch_norm: the method gmm computes an "
                         "expected ReLU, before which there can be none: leave one of them out"
+                    )
+
+    def _no_code_where_a_layer_takes_the_mask(self) -> None:
+        methods = {name for names in self.train.methods.values() for name in names}
+        for method in sorted(methods):
+            for name, network in self.train.architectures.items():
+                if find_method(method).layer and network.representation:
+                    raise ValueError(
+                        f"train.architectures.{name}.representation: a layer of the method "
+                        f"{method} takes the rows themselves: leave one of them out"
                     )
 
     @property

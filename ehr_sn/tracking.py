@@ -32,12 +32,13 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.tracking import MlflowClient
 
 from ehr_sn import __version__
-from ehr_sn.config import Config, digest
+from ehr_sn.config import Config, RepresentationConfig, digest
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.diagnostics import Diagnosis, diagnose, leak_audit
 from ehr_sn.evaluate.figures import sparsity_bias_figure
 from ehr_sn.evaluate.plots import roc_and_calibration, seed_strip
 from ehr_sn.evaluate.report import Recorded
+from ehr_sn.evaluate.representation import activity_figure, error_table, units_table
 from ehr_sn.evaluate.results import Result, curves, evaluate, rank_methods, records
 from ehr_sn.evaluate.table import as_text
 from ehr_sn.ingest.store import Store
@@ -47,6 +48,7 @@ from ehr_sn.models.train import (
     Cell,
     Comparison,
     HeldOut,
+    Representation,
     TrainedCell,
     best_trial,
     cell_path,
@@ -146,6 +148,7 @@ class Tracker:
             "impute_seconds": float(np.mean([cell.impute_seconds for cell in cells])),
             "fit_seconds": float(np.mean([cell.fit_seconds for cell in cells])),
         }
+        learned = [cell.representation for cell in cells if cell.representation is not None]
         diagnosed = diagnose(config, store, (method, scaler, architecture), held_out)
         for i, result in enumerate(evaluate(held_out, reference)):
             title = f"{result.disease} · {architecture} · {method} · {scaler}"
@@ -157,6 +160,7 @@ class Tracker:
                 _learning_curves(cells, i),
                 roc_and_calibration(curves(held_out[result.disease]), title=title),
                 diagnosed[result.disease],
+                learned,
             )
 
     def _log_result(
@@ -168,6 +172,7 @@ class Tracker:
         learning: dict[str, list[float]],
         figure: Figure,
         diagnosis: Diagnosis,
+        learned: Sequence[Representation],
     ) -> None:
         run = self.client.create_run(
             self.experiment_id,
@@ -189,6 +194,8 @@ class Tracker:
         self.client.log_figure(run_id, bias, "sparsity_bias.png")
         shifts = {k: v for shift in diagnosis.shifts for k, v in shift.as_curves().items()}
         _log_curves(self.client, run_id, shifts)
+        if learned:
+            self._log_representation(run_id, learned, params["representation_rho"])
         self.client.set_terminated(run_id)
 
     def log_tuning(self, config: Config, store: Store, comparison: Comparison) -> None:
@@ -229,6 +236,16 @@ class Tracker:
         budget = {"trials": config.tune.trials, "seeds": config.tune.seeds}
         _log(client, run_id, params | budget, metrics)
         client.set_terminated(run_id)
+
+    def _log_representation(
+        self, run_id: str, learned: Sequence[Representation], rho: float | str
+    ) -> None:
+        """Activity of the units, what drives them (first split and seed), and what is lost."""
+        figure = activity_figure(learned, rho if isinstance(rho, float) else None)
+        self.client.log_figure(run_id, figure, "representation/activity.png")
+        for name, table in (("units", units_table(learned[0])), ("error", error_table(learned))):
+            text = table.to_csv(index=False)
+            self.client.log_text(run_id, text, f"representation/{name}.csv")
 
     def log_learning_curve(self, config: Config, store: Store) -> None:
         """AUROC by percent of the training rows, added to the runs of `learning_curve.compared`."""
@@ -742,6 +759,7 @@ def _params_of_cell(config: Config, cell: Cell) -> dict[str, Any]:
         "dropout": network.dropout if network else "",
         "batch_norm": network.batch_norm if network else "",
         "augment_missing": network.augment_missing if network else "",
+        **_representation_params(network.representation if network else None),
         "learning_rate": train.learning_rate,
         "weight_decay": train.weight_decay,
         "batch_size": train.batch_size,
@@ -752,6 +770,17 @@ def _params_of_cell(config: Config, cell: Cell) -> dict[str, Any]:
         "seeds": train.seeds,
         "splits": config.splits.repeats,
     }
+
+
+def _representation_params(representation: RepresentationConfig | None) -> dict[str, Any]:
+    given = representation.model_dump() if representation else {}
+    if given.get("kind") == "pca":
+        given = {name: given[name] for name in ("kind", "units", "fine_tune")}
+    if given:
+        given["units"] = "-".join(str(width) for width in given["units"])
+    names = [name for name in RepresentationConfig.model_fields if name != "kind"]
+    named = {f"representation_{name}": given.get(name, "") for name in names}
+    return {"representation": given.get("kind", "none")} | named
 
 
 def _tags(store: Store, run_hash: str) -> dict[str, str]:

@@ -263,6 +263,11 @@ class Store:
     def fingerprint(self) -> str:
         return self.path.name
 
+    @property
+    def rows_fingerprint(self) -> str:
+        """Names all but the labels: what is fitted without them."""
+        return self.fingerprint
+
     @cached_property
     def feature_names(self) -> list[str]:
         return [feature["name"] for feature in self.manifest["features"]]

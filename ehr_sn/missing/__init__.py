@@ -3,6 +3,7 @@
 Importing this package fills the registry `METHODS`: a module with a new method is imported here.
 """
 
+from ehr_sn.missing.autoencoder import SparseAutoencoderImputer
 from ehr_sn.missing.chained import MiceImputer, MissForestImputer, MultipleImputer
 from ehr_sn.missing.gain import GainImputer
 from ehr_sn.missing.imputers import (
@@ -48,6 +49,7 @@ __all__ = [
     "PiecewiseLinearEncoder",
     "QuantileScaler",
     "SoftImputer",
+    "SparseAutoencoderImputer",
     "SparsityNormalizer",
     "SqrtSparsityNormalizer",
     "TunedSparsityNormalizer",

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ehr_sn.errors import EhrSnError
-from ehr_sn.models.masking import MaskedRows, Masking
+from ehr_sn.models.layers import Encoder
+from ehr_sn.models.masking import MaskedRows, Masking, gather
 from ehr_sn.models.mixture import Mixture
 from ehr_sn.models.mlp import SHUFFLING, StackedMLP, stream
 
@@ -43,6 +44,13 @@ class Architecture:
     sparsity_norm: bool = False
     neumiss: bool = False
     mixture: Mixture | None = None
+    encoder: Encoder | None = None
+
+    @property
+    def widest(self) -> int:
+        """Units of the widest layer."""
+        encoded = self.encoder.widths if self.encoder else ()
+        return max((*self.hidden, *encoded), default=1)
 
 
 @dataclass(frozen=True)
@@ -176,7 +184,7 @@ def fit(
             progress(sum(run.epochs_done for run in runs), len(runs) * budget.max_epochs)
 
     _hold_freed_memory()
-    for group in _groups(runs, max(x.shape[1], *architecture.hidden, 1), table.device):
+    for group in _groups(runs, max(x.shape[1], architecture.widest), table.device):
         masked = masking([run.seed for run in group], table) if masking else None
         _train(group, best, table, masked, report)
     return Fitted(
@@ -256,10 +264,7 @@ def _take_steps(
         weight = torch.tensor([[run.task.odds_against] for run in runs], device=table.device)
     losses = torch.zeros(len(runs), device=table.device)
     for step_rows, step_y in zip(rows, y, strict=True):
-        if masked is None:
-            x = table.index_select(0, step_rows.view(-1)).view(*step_rows.shape, -1)
-        else:
-            x = masked.take(step_rows, live.seeds)
+        x = gather(table, step_rows) if masked is None else masked.take(step_rows, live.seeds)
         loss = binary_cross_entropy_with_logits(
             live(x), step_y, pos_weight=weight, reduction="none"
         ).mean(1)

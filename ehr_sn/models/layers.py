@@ -6,6 +6,8 @@ Layers for missing entries. As in mlp.py, the first axis of every tensor is the 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +20,34 @@ NEUMISS_DEPTH = 5
 
 LEAST_VARIANCE = 1e-12
 """Below it a sum of missing entries' variances counts as none."""
+
+Activation = Literal["sigmoid", "tanh", "relu", "linear"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+
+def activate(name: Activation, z: Tensor) -> Tensor:
+    """The activation function of that name; `linear` changes nothing."""
+    return z if name == "linear" else getattr(torch, name)(z)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Layers that were learned before the network, and without labels, by each seed for itself.
+
+    seeds : S seeds
+    layers : for each layer its weight (S, n_in, n_out) and bias (S, 1, n_out)
+    fine_tune : whether the network trains them on
+    """
+
+    seeds: tuple[int, ...]
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    activation: Activation
+    fine_tune: bool
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Units of each layer."""
+        return tuple(weight.shape[2] for weight, _ in self.layers)
 
 
 class SparsityNorm(nn.Module):

@@ -1,4 +1,4 @@
-"""Store → the same store with fewer training rows: does the model still learn from more?"""
+"""Store → the same store with fewer training rows, or labels: what would more of them bring?"""
 
 from dataclasses import dataclass
 
@@ -30,10 +30,40 @@ class FewerRows(Store):
     def splits(self) -> NDArray[np.str_]:
         dealt = super().splits().astype(object)
         for i, column in enumerate(dealt.T):
-            rows = np.flatnonzero(column == "train")
-            order = np.random.default_rng([i, len(rows)]).permutation(rows)
-            column[order[round(self.share * len(rows)) :]] = "not used"
+            column[_left_out(column, self.share, i)] = "not used"
         return dealt.astype(str)
+
+
+@dataclass(frozen=True)
+class FewerLabels(Store):
+    """A store of which only a share of one split's training rows has labels.
+
+    What is learned without labels has all rows. The rows with labels are those of `FewerRows`.
+    """
+
+    share: float = 1.0
+    split: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        whole = super().fingerprint
+        return whole if self.share == 1 else f"{whole}-labels-{self.share:g}-{self.split}"
+
+    @property
+    def rows_fingerprint(self) -> str:
+        return super().fingerprint
+
+    def labels(self) -> NDArray[np.float32]:
+        known = super().labels()
+        known[_left_out(self.splits()[:, self.split], self.share, self.split)] = np.nan
+        return known
+
+
+def _left_out(dealt: NDArray[np.str_], share: float, split: int) -> NDArray[np.int64]:
+    """Training rows beyond a share of them; those of a larger share are among a smaller one's."""
+    rows = np.flatnonzero(dealt == "train")
+    order = np.random.default_rng([split, len(rows)]).permutation(rows)
+    return order[round(share * len(rows)) :]
 
 
 def compared(config: Config, store: Store) -> list[Comparison]:

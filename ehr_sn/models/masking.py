@@ -24,6 +24,14 @@ COPIES = 4
 """Masked copies of the table, where a method fills entries by one another."""
 
 
+def gather(table: Tensor, rows: Tensor) -> Tensor:
+    """The rows (R, B) of a table (N, D), or of each replicate's own (R, N, D): (R, B, D)."""
+    if table.ndim == 3:
+        rows = rows + torch.arange(len(table), device=rows.device)[:, None] * table.shape[1]
+        table = table.flatten(0, 1)
+    return table.index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
+
+
 class MaskedRows(ABC):
     """One training's stream of batches of masked rows; its noise depends on the seeds alone."""
 
@@ -34,9 +42,6 @@ class MaskedRows(ABC):
     @abstractmethod
     def take(self, rows: Tensor, seeds: Sequence[int]) -> Tensor:
         """Batches (R, B, D') of the table's `rows` (R, B), for replicates with these seeds."""
-
-    def _gather(self, rows: Tensor) -> Tensor:
-        return self.table.index_select(0, rows.view(-1)).view(*rows.shape, -1)
 
     def _by_seed(self, seeds: Sequence[int]) -> tuple[list[np.random.Generator], Tensor]:
         """A generator a distinct seed, and the place of each replicate's seed among them."""
@@ -79,11 +84,11 @@ class ErasedRows(MaskedRows):
         noise, at = self._by_seed(seeds)
         hidden = np.stack([hide(rng, rows.shape[1], self.panels) for rng in noise])
         kept = torch.from_numpy(~hidden).to(self.table.device)
-        x = self._gather(rows)
+        x = gather(self.table, rows)
         here = kept.index_select(2, self.source).index_select(0, at)
         x = x.mul_(here) if self.blank is None else torch.where(here, x, self.blank)
         if self.observed is not None:
-            before = self.observed.index_select(0, rows.view(-1)).view(*rows.shape, -1)
+            before = gather(self.observed, rows)
             after = before & kept.index_select(0, at)
             counts = [m.sum(2, keepdim=True).clamp_(min=1) for m in (before, after)]
             x[:, :, : self.scaled] *= (counts[0] / counts[1]) ** self.exponent
@@ -99,14 +104,14 @@ class CopiedRows(MaskedRows):
     """
 
     def __init__(self, seeds: Sequence[int], table: Tensor, *, copies: NDArray[np.float32]) -> None:
-        super().__init__(seeds, torch.from_numpy(copies).flatten(0, 1).to(table.device))
+        super().__init__(seeds, torch.from_numpy(copies).flatten(0, 1).to(table))
         self.n_copies, self.n_rows = copies.shape[:2]
 
     def take(self, rows: Tensor, seeds: Sequence[int]) -> Tensor:
         noise, at = self._by_seed(seeds)
         drawn = np.stack([rng.integers(self.n_copies, size=rows.shape[1]) for rng in noise])
         copy = torch.from_numpy(drawn).to(self.table.device).index_select(0, at)
-        return self._gather(rows + copy * self.n_rows)
+        return gather(self.table, rows + copy * self.n_rows)
 
 
 def masking_of(

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ehr_sn.models.layers import ExpectedReLU, NeuMiss, SparsityNorm
+from ehr_sn.models.layers import ACTIVATIONS, Encoder, ExpectedReLU, NeuMiss, SparsityNorm, activate
 from ehr_sn.models.mixture import Mixture
 
 INITIAL_WEIGHTS, SHUFFLING, DROPOUT, MASKING, INPUT_WEIGHTS = range(5)
+PRETRAINING, PRETRAINING_WEIGHTS = range(5, 7)
 NORM_MOMENTUM, NORM_EPSILON = 0.1, 1e-5  # as torch.nn.BatchNorm1d
 
 
@@ -53,6 +54,32 @@ class StackedLinear(nn.Module):
             return torch.baddbmm(self.bias, x, weight)
         # With one column, sum(x · w) is several times faster than a batched matrix product.
         return (x * weight.transpose(1, 2)).sum(2, keepdim=True) + self.bias
+
+
+class StackedEncoder(nn.Module):
+    """Initial layers (R, B, D) to (R, B, H) that an `Encoder` gives, each replicate its seed's."""
+
+    def __init__(self, encoder: Encoder, seeds: Sequence[int]) -> None:
+        super().__init__()
+        at = [encoder.seeds.index(seed) for seed in seeds]
+        self.activation, self.fine_tune = encoder.activation, encoder.fine_tune
+        self.layers = nn.ModuleList()
+        for weight, bias in encoder.layers:
+            layer = StackedLinear(weight[at])
+            layer.bias = nn.Parameter(bias[at])
+            self.layers.append(layer.requires_grad_(encoder.fine_tune))
+
+    def forward(self, h: Tensor) -> Tensor:
+        for layer in self.layers:
+            h = activate(self.activation, layer(h))
+        return h
+
+    def state(self) -> dict[str, Tensor]:
+        """What its weights do not tell."""
+        return {
+            "encoder.activation": torch.tensor(ACTIVATIONS.index(self.activation)),
+            "encoder.fine_tune": torch.tensor(self.fine_tune),
+        }
 
 
 class StackedBatchNorm(nn.Module):
@@ -106,6 +133,7 @@ class StackedMLP(nn.Module):
     neumiss : take rows [x | mask] of D columns in all, and fill x by a NeuMiss block first
     mixture : take rows [x | mask] of D columns in all, and let the first hidden layer give its
         expected ReLU under this distribution of what is missing; not with batch norm
+    encoder : layers that come first, learned before; not with NeuMiss or a mixture
 
     Examples
     --------
@@ -125,6 +153,7 @@ class StackedMLP(nn.Module):
         sparsity_norm: bool = False,
         neumiss: bool = False,
         mixture: Mixture | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
         if mixture is not None and (batch_norm or neumiss or not hidden):
@@ -137,7 +166,13 @@ class StackedMLP(nn.Module):
         self.layers, self.norms = nn.ModuleList(), nn.ModuleList()
         self.sparsity_norm = sparsity_norm
         takes_mask = neumiss or mixture is not None
+        if encoder is not None and takes_mask:
+            raise ValueError("NeuMiss and an expected ReLU take the mask, and no code for it")
         n_in = n_features // 2 if takes_mask else n_features
+        self.encoder = None
+        if encoder is not None:
+            self.encoder = StackedEncoder(encoder, self.seeds)
+            n_in = encoder.widths[-1]
         self.neumiss = self.expected = None
         if neumiss:
             own = [np.random.Generator(stream(seed, INPUT_WEIGHTS)) for seed in self.seeds]
@@ -164,6 +199,8 @@ class StackedMLP(nn.Module):
         h = x if x.ndim == 3 else x.expand(len(self), -1, -1)
         dropout = self.dropout if self.training else 0.0
         gain = 1.0
+        if self.encoder is not None:
+            h = self.encoder(h)
         if self.neumiss is not None:
             h = self.neumiss(h)
         for i, layer in enumerate(self.layers):
@@ -252,6 +289,8 @@ class StackedMLP(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """A copy of all there is to the model, on the CPU: flat and contiguous, for safetensors."""
         tensors = {name: tensor.detach().cpu().clone() for name, tensor in self.tensors().items()}
+        if self.encoder is not None:
+            tensors |= self.encoder.state()
         return tensors | {
             "seeds": torch.tensor(self.seeds, dtype=torch.int64),
             "dropout": torch.tensor(self.dropout, dtype=torch.float64),
@@ -274,19 +313,36 @@ class StackedMLP(nn.Module):
             mixture = Mixture(*(state[f"expected.{name}"][0].numpy() for name in Mixture.NAMES))
         neumiss = "neumiss.weight" in state
         takes_mask = neumiss or mixture is not None
+        seeds = state["seeds"].tolist()
+        encoder = _encoder(state, seeds)
+        n_features = (encoder.layers[0][0] if encoder else weights[0]).shape[1]
         model = cls(
-            weights[0].shape[1] * (2 if takes_mask else 1),
+            n_features * (2 if takes_mask else 1),
             [weight.shape[2] for weight in weights[:-1]],
-            seeds=state["seeds"].tolist(),
+            seeds=seeds,
             dropout=float(state["dropout"]),
             batch_norm="norms.0.weight" in state,
             sparsity_norm=bool(state["sparsity_norm"]),
             neumiss=neumiss,
             mixture=mixture,
+            encoder=encoder,
         )
         for name, tensor in model.tensors().items():
             tensor.data = state[name].detach().clone()
         return model
+
+
+def _encoder(state: Mapping[str, Tensor], seeds: Sequence[int]) -> Encoder | None:
+    """The encoder in a model's state. Fine-tuned, replicates of one seed differ: the first's."""
+    if "encoder.activation" not in state:
+        return None
+    n_layers = sum(name.startswith("encoder.layers.") for name in state) // 2
+    layers = [
+        (state[f"encoder.layers.{i}.weight"], state[f"encoder.layers.{i}.bias"])
+        for i in range(n_layers)
+    ]
+    activation = ACTIVATIONS[int(state["encoder.activation"])]
+    return Encoder(tuple(seeds), tuple(layers), activation, bool(state["encoder.fine_tune"]))
 
 
 def _uniform(rngs: Sequence[np.random.Generator], n_in: int, n_out: int) -> Tensor:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from ehr_sn.config import REFERENCE, Config, digest
+from ehr_sn.config import REFERENCE, Config, RepresentationConfig, digest
 from ehr_sn.errors import EhrSnError
 from ehr_sn.ingest.store import Store
 from ehr_sn.missing import get_state, make_method, set_state
@@ -32,6 +32,7 @@ from ehr_sn.models.fit import Architecture, Budget, Fitted, Task, fit
 from ehr_sn.models.masking import Masking, masking_of
 from ehr_sn.models.methods import find_method
 from ehr_sn.models.mixture import Mixture, fit_mixture
+from ehr_sn.models.representation import Learned, learn
 from ehr_sn.models.trees import StackedTrees
 
 NOTHING = "none"  # the method and the scaler of a baseline
@@ -73,13 +74,27 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Representation:
+    """What there is to see of the layers that were learned without labels, as `Learned` has it.
+
+    `inputs` and `features` name the rows of `weight` and the columns of `error`.
+    """
+
+    rates: NDArray[np.float32]
+    error: NDArray[np.float32]
+    weight: NDArray[np.float32]
+    inputs: list[str]
+    features: list[str]
+
+
+@dataclass(frozen=True)
 class TrainedCell:
     """What training left: held-out predictions a disease, learning curves, and how long it took.
 
     `curves` has arrays of shape (diseases, seeds, epochs), NaN after a replicate stopped; a
     baseline has none. `impute_seconds` are those of fitting and applying the method (fitted once,
     if several cells share it), `fit_seconds` those of training. `chosen` holds the parameters of
-    the method that the tuning rows chose.
+    the method that the tuning rows chose. `representation` is there if the architecture has one.
     """
 
     held_out: dict[str, HeldOut]
@@ -87,6 +102,7 @@ class TrainedCell:
     impute_seconds: float
     fit_seconds: float
     chosen: dict[str, float]
+    representation: Representation | None = None
 
 
 def comparisons(config: Config) -> list[Comparison]:
@@ -270,13 +286,18 @@ def read_cell(path: Path, store: Store) -> TrainedCell:
             for name in file.keys()  # noqa: SIM118
             if name.startswith("curve/")
         }
+        representation = None
+        if "inputs" in about:
+            seen = {name: file.get_tensor(f"representation/{name}") for name in Learned.SEEN}
+            features = store.feature_names
+            representation = Representation(**seen, inputs=about["inputs"], features=features)
     labels = store.labels()[store.splits()[:, about["cell"]["split"]] == "held_out"]
     held_out = {}
     for i, disease in enumerate(store.diseases):
         eligible = ~np.isnan(labels[:, i])
         held_out[disease] = HeldOut(labels[eligible, i], probability[i][:, eligible])
     seconds = about["impute_seconds"], about["fit_seconds"]
-    return TrainedCell(held_out, curves, *seconds, about["chosen"])
+    return TrainedCell(held_out, curves, *seconds, about["chosen"], representation)
 
 
 def filled_as(cell: Cell) -> Cell:
@@ -297,7 +318,7 @@ def fitted_method(
     rows, winsorise = find_method(cell.method).rows, config.train.winsorise
     plain = rows.removesuffix("+mask")
     key = digest(
-        [FORMAT, store.fingerprint, plain, cell.scaler, cell.split, winsorise, dict(params)]
+        [FORMAT, store.rows_fingerprint, plain, cell.scaler, cell.split, winsorise, dict(params)]
     )
     path = store.path.parent / "imputers" / f"{key}.safetensors"
     if not path.exists():
@@ -317,6 +338,7 @@ def fitted_method(
 class Completed:
     """All rows as a fitted method leaves them, and what else of the networks' input it decides."""
 
+    params: Settings
     method: Pipeline
     table: NDArray[np.float32]
     masking: Masking | None
@@ -336,7 +358,7 @@ def complete(config: Config, store: Store, cell: Cell, params: Settings) -> Comp
         masking = masking_of(method, values, _panels(store, cell.split))
     of_layer = find_method(cell.method).layer == "gmm"
     mixture = _mixture(table[training_rows]) if of_layer else None
-    return Completed(method, table, masking, mixture, seconds + perf_counter() - started)
+    return Completed(params, method, table, masking, mixture, seconds + perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -345,6 +367,7 @@ class _Part:
 
     networks: Fitted
     rows: Completed
+    learned: Learned | None
     fit_seconds: float
 
 
@@ -379,8 +402,8 @@ def _networks(
     tensors = {f"network/{k}": _stacked([s[k] for s in states], shape[0]) for k in states[0]}
     for i, part in enumerate(parts):
         prefix = f"method/{i}" if method.draws else "method"
-        learned = get_state(part.rows.method).items()
-        tensors |= {f"{prefix}/{k}": torch.from_numpy(v) for k, v in learned}
+        fitted = get_state(part.rows.method).items()
+        tensors |= {f"{prefix}/{k}": torch.from_numpy(v) for k, v in fitted}
     split = store.splits()[:, cell.split]
     for name in np.intersect1d(PREDICTED, split):
         predicted = [
@@ -398,13 +421,23 @@ def _networks(
     tensors["curve/train_loss"] = _padded([h.train_loss for h in histories], shape)
     tensors["curve/tuning_auroc"] = _padded([h.tuning_auroc for h in histories], shape)
     tensors["best_epoch"] = torch.tensor([h.best_epoch for h in histories]).reshape(shape)
+    learned = [part.learned for part in parts if part.learned is not None]
+    named = {}
+    if learned:
+        for name in Learned.SEEN:
+            seen = torch.cat([getattr(one, name) for one in learned])
+            tensors[f"representation/{name}"] = seen
+        names = parts[0].rows.method.get_feature_names_out(
+            np.array(store.feature_names, dtype=object)
+        )
+        named = {"inputs": names.tolist()}
     every = [part for _, parts in tried for part in parts]
     about = {
         "impute_seconds": sum(part.rows.seconds for part in every),
         "fit_seconds": sum(part.fit_seconds for part in every),
         "chosen": dict(chosen),
     }
-    return tensors, about
+    return tensors, about | named
 
 
 def _train(
@@ -412,6 +445,9 @@ def _train(
 ) -> _Part:
     train, how = config.train, find_method(cell.method)
     network = train.architectures[cell.architecture]
+    learned, learn_seconds = None, 0.0
+    if network.representation is not None:
+        learned, learn_seconds = _learned(config, store, cell, network.representation, rows, seeds)
     started = perf_counter()
     networks = fit(
         rows.table,
@@ -424,6 +460,7 @@ def _train(
             sparsity_norm=how.sparsity_norm,
             neumiss=how.layer == "neumiss",
             mixture=rows.mixture,
+            encoder=learned.encoder if learned else None,
         ),
         budget=Budget(
             learning_rate=train.learning_rate,
@@ -436,7 +473,53 @@ def _train(
         masking=rows.masking,
         device=_device(train.device),
     )
-    return _Part(networks, rows, perf_counter() - started)
+    return _Part(networks, rows, learned, learn_seconds + perf_counter() - started)
+
+
+def _learned(
+    config: Config,
+    store: Store,
+    cell: Cell,
+    representation: RepresentationConfig,
+    completed: Completed,
+    seeds: Sequence[int],
+) -> tuple[Learned, float]:
+    """The cell's representation, learned from its split's training rows, and the seconds it took.
+
+    It is kept on disk, and found again by cells of other architectures, whether they train it on
+    or not, and with fewer labels.
+    """
+    given = representation.model_dump(mode="json", exclude={"fine_tune"})
+    how = [
+        find_method(cell.method).rows,
+        cell.scaler,
+        config.train.winsorise,
+        dict(completed.params),
+    ]
+    key = digest([FORMAT, store.rows_fingerprint, cell.split, how, given, list(seeds)])
+    path = store.path.parent / "representations" / f"{key}.safetensors"
+    if not path.exists():
+        started = perf_counter()
+        values, split = store.values(), store.splits()[:, cell.split]
+        masking = None
+        if representation.denoise:
+            panels = _panels(store, cell.split)
+            masking = masking_of(completed.method, values[split == "train"], panels)
+        learned = learn(
+            representation,
+            completed.table,
+            completed.method[:-1].transform(values),
+            train_rows=split == "train",
+            tuning_rows=split == "tuning",
+            seeds=list(seeds),
+            masking=masking,
+            device=_device(config.train.device),
+        )
+        _write(path, learned.state(), {"seconds": round(perf_counter() - started, 3)})
+    with safe_open(path, framework="pt") as file:
+        seconds = json.loads(file.metadata()["about"])["seconds"]
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return Learned.from_state(state, representation, list(seeds)), seconds
 
 
 def _baseline(

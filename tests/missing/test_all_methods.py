@@ -31,7 +31,13 @@ NEVER, CONSTANT, FLAG, COMPLETE = 4, 5, 6, 7  # columns of `rows`; 0 to 3 are or
 EMPTY_ROW = 3
 N_FEATURES = 8
 
-SLOW = {"mice", "multiple_imputation", "missforest", "gain"}  # to fit: after one scaler only
+SLOW = {
+    "mice",
+    "multiple_imputation",
+    "missforest",
+    "gain",
+    "sparse_autoencoder",
+}  # to fit: after one scaler only
 
 
 def is_slow(name):
