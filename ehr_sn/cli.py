@@ -1,5 +1,6 @@
 """The front door, `ehr-sn COMMAND`: starts flows, prints tables, and says what to do on errors."""
 
+import atexit
 import json
 import os
 import signal
@@ -575,6 +576,7 @@ def main() -> None:
     """Run the command line. The user's errors print as one message each, and exit with code 1."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", QUIET)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    atexit.register(_fall_silent)  # the first to be registered runs last
     interrupted = _listen_for_interrupts()
     # Said here too, since cells train in threads: one may undo another's `catch_warnings`.
     warnings.filterwarnings("ignore", message=r"\[IterativeImputer\] Early stopping")
@@ -583,13 +585,17 @@ def main() -> None:
     except BaseException as error:
         if interrupted.is_set():  # whatever a library has made of it on its way up
             err.print("Stopped. Run the same command again to resume.")
-            # What was interrupted in native code is noisy about it while Python shuts down.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            _fall_silent()  # what was interrupted in native code is noisy about it
             sys.exit(INTERRUPTED)
         if isinstance(error, EhrSnError):
             err.print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
             sys.exit(1)
         raise
+
+
+def _fall_silent() -> None:
+    """Keep from the user what libraries say of themselves while Python shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _listen_for_interrupts() -> Event:
