@@ -17,6 +17,7 @@ SHORT = {
     "multiple_imputation": "multiple",
     "hist_gradient_boosting": "hist_grad_boosting",
     "masked_copies": "masked",
+    "sparse_autoencoder": "sparse_ae",
 }
 
 Results = Sequence[dict[str, Any]]

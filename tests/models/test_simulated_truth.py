@@ -27,6 +27,7 @@ LEFT_OUT = {
     "missforest": "slow",
     "multiple_imputation": "slow",
     "sparsity_normalization_tuned": "slow",
+    "constant_scale": "an ablation: all that it does is to make the input smaller",
     "most_frequent": "for flags: of a continuous feature it fills in the minimum",
 }
 METHODS = [name for name in method_names() if name.removesuffix("+mask") not in LEFT_OUT]
