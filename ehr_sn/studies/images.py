@@ -82,13 +82,15 @@ def observed_pixels(
     """(N, 1, H, W), true where a pixel is observed, for images of the shape (N, C, H, W).
 
     Each image has a rate of missing pixels of its own, uniform between `rates`, and lacks that
-    share of its pixels, to the nearest one, at random places.
+    share of its pixels, to the nearest one, at random places; one pixel always stays.
     """
     n, _, height, width = shape
     rng = np.random.default_rng(seed)
-    missing = np.rint(rng.uniform(*rates, n) * height * width)
-    place = rng.random((n, height * width), dtype=np.float32).argsort(axis=1).argsort(axis=1)
-    return (place >= missing[:, None]).reshape(n, 1, height, width)
+    missing = np.rint(rng.uniform(*rates, n) * height * width).astype(np.int64)
+    place = rng.random((n, height * width), dtype=np.float32)
+    least = np.minimum(missing, height * width - 1)[:, None]
+    lowest = np.take_along_axis(np.sort(place, axis=1), least, axis=1)
+    return (place >= lowest).reshape(n, 1, height, width)
 
 
 def _digits() -> Images:

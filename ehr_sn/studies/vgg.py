@@ -162,6 +162,11 @@ class Inputs:
         other.gain = self._placed(gain[:, None])
         return other
 
+    def counts(self) -> NDArray[np.int64]:
+        """Observed pixels of each image, (N,)."""
+        count: NDArray[np.int64] = self.observed.sum(dim=(1, 2, 3)).cpu().numpy()
+        return count
+
     def _placed(self, numbers: NDArray[Any]) -> Tensor:
         at = torch.tensor(numbers, dtype=torch.float32, device=self.pixels.device)
         return at[..., None, None]

@@ -142,14 +142,10 @@ class Given:
     fewest: Inputs
     most: Inputs
 
-    def counts(self) -> NDArray[np.int64]:
-        """Observed pixels of each image, (N,)."""
-        return _counts(self.drawn)
-
     def times(self, factor: Factor, mean_count: float) -> Given:
         """Each image as one row, times the factor of its own count."""
         inputs = (self.drawn, self.fewest, self.most)
-        return Given(*(i.times(factor(_counts(i), mean_count)) for i in inputs))
+        return Given(*(i.times(factor(i.counts(), mean_count)) for i in inputs))
 
 
 def files(config: Config, data: Path | None) -> list[Path]:
@@ -189,7 +185,7 @@ def run_cell(config: Config, data: Path | None, cell: str) -> Part:
     for variant in FACTOR if whole else (ZERO, SN):
         if job.kind == "complete" and variant.startswith(IMAGE):
             continue  # all images have one count
-        mine = given.times(FACTOR[variant], float(given.counts()[rows.train].mean()))
+        mine = given.times(FACTOR[variant], float(given.drawn.counts()[rows.train].mean()))
         fitted = [
             _fitted(config, job, images, mine.drawn, rows, variant, _layout(data), budget)
             for budget in (budgets if whole else budgets[:1])
@@ -249,25 +245,15 @@ def drift(fewest: NDArray[np.float32], most: NDArray[np.float32]) -> float:
 
 
 def _given(config: Config, images: Images, rows: Rows, job: Job) -> Given:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name if config.device == "auto" else config.device)
     low, high = config.missing if job.kind == "pixels missing" else (0.0, 0.0)
     drawn, fewest, most = (
         observed_pixels(images.pixels.shape, rates, config.seed + job.repeat)
         for rates in ((low, high), (low, low), (high, high))
     )
-    inputs = Inputs(
-        images,
-        drawn,
-        rows.train,
-        config.scaler,
-        torch.device(device if config.device == "auto" else config.device),
-    )
+    inputs = Inputs(images, drawn, rows.train, config.scaler, device)
     return Given(inputs, inputs.observing(fewest), inputs.observing(most))
-
-
-def _counts(inputs: Inputs) -> NDArray[np.int64]:
-    count: NDArray[np.int64] = inputs.observed.sum(dim=(1, 2, 3)).cpu().numpy()
-    return count
 
 
 def _fitted(
@@ -304,8 +290,8 @@ def _curve(
     probability: NDArray[np.float32],
 ) -> CountCurve:
     """One class's: the means of all classes together would always be alike."""
-    common = int(np.bincount(images.labels[rows.train]).argmax())
-    counts = given.counts()[rows.held_out]
+    common = int(np.bincount(images.labels).argmax())  # the same in every repeat
+    counts = given.drawn.counts()[rows.held_out]
     n_pixels = images.pixels[0, 0].size
     edges = count_edges((1 - np.linspace(*config.missing, 1000)) * n_pixels)
     is_it = images.labels[rows.held_out] == common
