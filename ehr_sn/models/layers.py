@@ -1,6 +1,7 @@
 """Rows with their mask, or hidden activations → what the next layer of stacked networks takes.
 
-Layers for missing entries. As in mlp.py, the first axis of every tensor is the replicate's.
+Layers for missing entries. In those of stacked networks, as in mlp.py, the first axis of every
+tensor is the replicate's; `SparsityNorm` takes any shape, `SparsityNormConv2d` images.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, conv2d, pad
 
 from ehr_sn.models.mixture import Mixture
 
 NEUMISS_DEPTH = 5
 """Terms of the Neumann series."""
+
+MEAN_COUNT_MOMENTUM = 0.1
+"""Weight of the newest batch in the running average of counts, as in batch normalisation."""
 
 LEAST_VARIANCE = 1e-12
 """Below it a sum of missing entries' variances counts as none."""
@@ -56,6 +61,10 @@ class SparsityNorm(nn.Module):
     h : (…, n). Without `observed`, m is where h is not zero: the units that a ReLU, or dropout, let
     through. It has no parameters, and no gradient flows through the count.
 
+    With `k="mean"`, K is the mean of |m|₁ over training batches: the first batch's, then a running
+    average, as batch normalisation keeps its moments. Training and scoring use that one number, so
+    that the layer keeps the average scale of what it is given.
+
     J. Yi, J. Lee, K. J. Kim, S. J. Hwang, E. Yang, "Why Not to Use Zero Imputation? Correcting
     Sparsity Bias in Training Neural Networks", ICLR 2020, arXiv 1906.00150.
 
@@ -64,16 +73,86 @@ class SparsityNorm(nn.Module):
             [0., 0., 0., 0.]])
     """
 
-    def __init__(self, k: float, exponent: float = 1.0) -> None:
+    mean_count: Tensor
+
+    def __init__(self, k: float | Literal["mean"], exponent: float = 1.0) -> None:
         super().__init__()
-        if not 0 < k < math.inf or not 0 <= exponent <= 1:
-            raise ValueError(f"k must be positive and exponent in [0, 1]; got {k!r}, {exponent!r}")
+        if (k != "mean" and not 0 < k < math.inf) or not 0 <= exponent <= 1:
+            raise ValueError(
+                f'k must be positive or "mean", and exponent in [0, 1]; got {k!r}, {exponent!r}'
+            )
         self.k, self.exponent = k, exponent
+        if k == "mean":
+            self.register_buffer("mean_count", torch.zeros(()))
 
     def forward(self, h: Tensor, observed: Tensor | None = None) -> Tensor:
         m = h != 0 if observed is None else observed
-        factor = (self.k / m.sum(-1, keepdim=True).clamp(min=1).to(h.dtype)) ** self.exponent
-        return factor * (h if observed is None else h.where(observed, h.new_zeros(())))
+        count = m.sum(-1, keepdim=True).to(torch.promote_types(h.dtype, torch.float32))
+        return self.factor(count).to(h.dtype) * (
+            h if observed is None else h.where(observed, h.new_zeros(()))
+        )
+
+    def factor(self, count: Tensor) -> Tensor:
+        """What entries are times of which so many (floats, any shape) are counted together."""
+        k = self.k if self.k != "mean" else self._mean(count)
+        return (k / count.clamp(min=1)) ** self.exponent
+
+    def _mean(self, count: Tensor) -> Tensor:
+        """The mean of training batches' counts, in training with this one; at least 1."""
+        if self.training:
+            mean = count.mean(dtype=torch.float32)
+            share = torch.where(self.mean_count == 0, 1.0, MEAN_COUNT_MOMENTUM)
+            self.mean_count.lerp_(mean, share)
+        return self.mean_count.clamp(min=1).to(count.dtype)
+
+
+class SparsityNormConv2d(nn.Conv2d):
+    """A convolution whose every window is sparsity-normalised: (B, C, H, W) to (B, C', H', W').
+
+    For a window x with mask m, and the filter w and bias b of an output channel, it gives
+
+        (K / max(|m|₁, 1)) ** exponent · w·(m ⊙ x) + b
+
+    with |m|₁ counted over all input channels. Without `observed`, m is where x is not zero. Padding
+    is not observed: a window at the border counts only what it holds. With `norm.k` the size of a
+    window (C · kernel area) it is, but for windows with nothing observed, the partial convolution
+    of G. Liu et al., "Image Inpainting for Irregular Holes Using Partial Convolutions", ECCV 2018,
+    arXiv 1804.07723; over one window that spans the input, a dense layer after `SparsityNorm`.
+
+    >>> conv = SparsityNormConv2d(1, 1, 2, SparsityNorm(k=4), bias=False)
+    >>> _ = nn.init.ones_(conv.weight)
+    >>> conv(torch.tensor([[[[1.0, 2.0], [0.0, 0.0]]]])).item()  # 4 / 2 · (1 + 2)
+    6.0
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        norm: SparsityNorm,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        self.norm, self.padded = norm, padding
+
+    def forward(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """`observed` : bool (B, C, H, W), or (B, 1, H, W) for all channels of a pixel together."""
+        if observed is not None:
+            x = x.where(observed, x.new_zeros(()))
+        with torch.no_grad():
+            m = x != 0 if observed is None else observed.expand_as(x)
+            # In float32, since lower precision cannot hold the counts of large windows.
+            held = m.sum(1, keepdim=True, dtype=torch.float32)
+            held = pad(held, 4 * (self.padded,))
+            count = avg_pool2d(held, self.kernel_size, self.stride, divisor_override=1)
+            factor = self.norm.factor(count)
+        out = conv2d(x, self.weight, None, self.stride, self.padding)
+        out = out * factor.to(out.dtype)
+        return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 
 
 class NeuMiss(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 
 from ehr_sn.missing import sparsity_normalize
-from ehr_sn.models.layers import ExpectedReLU, NeuMiss, SparsityNorm
+from ehr_sn.models.layers import ExpectedReLU, NeuMiss, SparsityNorm, SparsityNormConv2d
 from ehr_sn.models.mixture import Mixture, fit_mixture
 from ehr_sn.models.mlp import StackedMLP
 
@@ -93,6 +93,98 @@ def test_sparsity_norm_makes_up_for_dropped_units():
     model.output.weight.data.fill_(1.0)
     x = torch.zeros(50, 1)
     torch.testing.assert_close(model(x), model.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_k_may_follow_the_mean_count_of_training_batches_and_then_stays():
+    layer = SparsityNorm(k="mean")
+    half, full = torch.ones(4, N), torch.ones(4, N)
+    half[:, ::2] = 0
+    assert torch.equal(layer(half), half)  # the first batch sets K = 4
+    k = 0.9 * 4 + 0.1 * N
+    torch.testing.assert_close(layer(full), full * k / N)
+    layer.eval()
+    torch.testing.assert_close(layer(half), half * k / 4)
+    torch.testing.assert_close(layer(full), full * k / N)
+    assert layer.state_dict()["mean_count"].item() == pytest.approx(k)
+
+
+# Convolutions
+
+
+def convolution(size: int, k: float, **how: int | bool) -> SparsityNormConv2d:
+    conv = SparsityNormConv2d(3, 5, size, SparsityNorm(k=k), **how)
+    with torch.no_grad():
+        conv.weight.copy_(normal(*conv.weight.shape, seed=2))
+        if conv.bias is not None:
+            conv.bias.copy_(normal(5, seed=3))
+    return conv
+
+
+def partial_convolution(x, mask, weight, bias, stride, padding):
+    """Liu et al. 2018, window by window: w·(x ⊙ m) · sum(1) / sum(m) + b, and 0 without any m."""
+    x, mask, weight, bias = (t.detach().numpy().astype(float) for t in (x, mask, weight, bias))
+    around = [(0, 0), (0, 0), (padding, padding), (padding, padding)]
+    x, mask = np.pad(x * mask, around), np.pad(mask, around)
+    size = weight.shape[2]
+    n_rows, n_columns = ((side - size) // stride + 1 for side in x.shape[2:])
+    out = np.zeros((len(x), len(weight), n_rows, n_columns))
+    for b, i, j in np.ndindex(len(x), n_rows, n_columns):
+        at = (b, slice(None), slice(i * stride, i * stride + size))
+        at = (*at, slice(j * stride, j * stride + size))
+        if mask[at].sum():
+            scale = mask[at].size / mask[at].sum()
+            out[b, :, i, j] = (weight * x[at]).sum(axis=(1, 2, 3)) * scale + bias
+    return out
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(3, 1, 1), (3, 2, 0), (2, 2, 1), (5, 3, 4)]
+)
+@pytest.mark.parametrize("by_pixel", [True, False])
+def test_with_k_a_window_s_size_it_is_a_partial_convolution(size, stride, padding, by_pixel):
+    x, conv = normal(4, 3, 7, 9), convolution(size, 3 * size**2, stride=stride, padding=padding)
+    observed = torch.from_numpy(rng(1).random((4, 1 if by_pixel else 3, 7, 9)) < 0.3)
+    mask = observed.expand_as(x)
+    out = conv(x, observed).detach().numpy()
+    expected = partial_convolution(x, mask, conv.weight, conv.bias, stride, padding)
+    some = (expected != 0).any(axis=1, keepdims=True).repeat(5, axis=1)
+    np.testing.assert_allclose(out[some], expected[some], rtol=1e-4, atol=1e-4)
+    alone = conv.bias.detach().view(1, 5, 1, 1).expand(out.shape).numpy()
+    np.testing.assert_array_equal(out[~some], alone[~some])  # nothing observed: the bias
+    torch.testing.assert_close(conv(x * mask), conv(x, observed))
+
+
+def test_t7_a_window_that_spans_the_input_is_the_dense_layer():
+    x, n = normal(6, 3, 4, 4), 3 * 4 * 4
+    conv, observed = convolution(4, k=n), torch.from_numpy(rng(1).random((6, 3, 4, 4)) < 0.5)
+    rows, seen = x.flatten(1), observed.flatten(1)
+    dense = SparsityNorm(k=n)(rows, seen) @ conv.weight.flatten(1).T + conv.bias
+    torch.testing.assert_close(conv(x, observed).flatten(1), dense)
+    h = x.relu()
+    dense = SparsityNorm(k=n)(h.flatten(1)) @ conv.weight.flatten(1).T + conv.bias
+    torch.testing.assert_close(conv(h).flatten(1), dense)
+
+
+def test_windows_at_the_border_count_only_what_they_hold():
+    conv = SparsityNormConv2d(2, 1, 3, SparsityNorm(k=18), padding=1, bias=False)
+    torch.nn.init.ones_(conv.weight)
+    even = torch.full((1, 2, 5, 5), 0.5)
+    torch.testing.assert_close(conv(even), torch.full((1, 1, 5, 5), 9.0))
+    assert torch.nn.functional.conv2d(even, conv.weight, padding=1)[0, 0, 0, 0] == 4
+
+
+def test_where_all_is_observed_it_is_the_plain_convolution():
+    x, conv = normal(2, 3, 6, 6), convolution(3, 27, stride=2)
+    plain = torch.nn.functional.conv2d(x, conv.weight, conv.bias, 2)
+    torch.testing.assert_close(conv(x, torch.ones(2, 1, 6, 6, dtype=torch.bool)), plain)
+
+
+def test_no_gradient_flows_through_a_window_s_count():
+    x, conv = normal(2, 3, 5, 5).relu().requires_grad_(), convolution(3, 27, padding=1)
+    conv(x).square().sum().backward()
+    nudged = x.detach() * 1.0001  # the same counts
+    change = conv(nudged).square().sum() - conv(x.detach()).square().sum()
+    assert change.item() == pytest.approx((x.grad * x.detach()).sum().item() * 1e-4, rel=1e-2)
 
 
 @pytest.mark.parametrize(("k", "exponent"), [(0, 1), (-1, 1), (2, 1.5)])
