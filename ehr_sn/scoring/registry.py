@@ -382,8 +382,9 @@ def _add(client: MlflowClient, config: Config, name: str, package: Package) -> i
                 if v is not None
             },
         },
-        # Without a run MLflow would look the model up wherever its global address points.
-        model_id=model.model_id if run_id else None,
+        # Without a run MLflow would look the model up wherever its global address points; a server
+        # insists on it.
+        model_id=model.model_id if run_id or tracking.is_served() else None,
     )
     return int(version.version)
 

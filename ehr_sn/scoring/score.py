@@ -456,9 +456,10 @@ def _summary(job: _Job, moment: datetime, work: Work) -> dict[str, Any]:
         if requirement.refused or not (usable or not_due):
             raise DataError(requirement.fault)
     rows = sum(shard["rows"] for shard in told)
-    observed = np.sum([shard["observed"] for shard in told], axis=0)
+    missing_rows = reduce(added, (shard["profile"]["missing"] for shard in told))
     packages = job.packages
     features = packages[0].features
+    observed = [rows - missing_rows[name] for name in features]
     missing = packages[0].about["training"]["missing_rate"]
     absent = dict(job.extract.absent)
     for name, seen in zip(features, observed, strict=True):
