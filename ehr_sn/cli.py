@@ -181,9 +181,9 @@ Diseases = Annotated[
 def register(
     config: ConfigFile,
     diseases: Diseases = None,
-    method: Annotated[str | None, typer.Option(help="In place of the best one's.")] = None,
-    scaler: Annotated[str | None, typer.Option(help="In place of the best one's.")] = None,
-    architecture: Annotated[str | None, typer.Option(help="In place of the best one's.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only comparisons with it.")] = None,
+    scaler: Annotated[str | None, typer.Option(help="Only comparisons with it.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="Only comparisons with it.")] = None,
 ) -> None:
     """Keep models of CONFIG's newest finished run in MLflow, as challengers.
 
@@ -293,7 +293,13 @@ def score(
 def monitor(
     config: ConfigFile,
     scores: Annotated[
-        Path, typer.Option("--scores", metavar="DIR", help="Of them, the newest.", exists=True)
+        Path,
+        typer.Option(
+            "--scores",
+            metavar="DIR",
+            help="Scores to look at, or a folder of them: the newest.",
+            exists=True,
+        ),
     ],
     labels: Annotated[
         Path | None,
@@ -307,7 +313,7 @@ def monitor(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="[default: reports/DATASET]"),
+        typer.Option("--output", metavar="DIR", help="For the page. [default: reports/DATASET]"),
     ] = None,
 ) -> None:
     """Compare scored patients with those the models were trained on: a page, and alarms.

@@ -560,6 +560,11 @@ def tracking_uri() -> str:
     return given or f"sqlite:///{DEFAULT_FOLDER.resolve() / 'mlflow.db'}"
 
 
+def is_served() -> bool:
+    """Whether runs go to a server of MLflow, not to its database."""
+    return tracking_uri().startswith("http")
+
+
 def _client() -> MlflowClient:
     if tracking_uri().startswith("sqlite:///"):
         Path(tracking_uri().removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)

@@ -37,16 +37,18 @@ Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 class NetworkPredictor:
     """A fitted way of handling what is missing, and the networks trained behind it.
 
-    The networks are stacked by disease, then by seed.
+    The networks are stacked by disease, then by seed, and see `block` rows at a time.
     """
 
     method: Pipeline
     network: StackedMLP
     diseases: int
+    block: int = 1024
 
     def __call__(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Raw rows (rows, features) to probabilities (diseases, seeds, rows)."""
-        probability = self.network.predict_proba(self.method.transform(values))
+        rows = self.method.transform(values)
+        probability = self.network.predict_proba(rows, block=self.block)
         return probability.reshape(self.diseases, -1, len(values)).numpy()
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -41,6 +41,15 @@ FIELDS = (
 class StackedTrees(ABC):
     """R models, each a sum of trees, that predict the same rows: as `StackedMLP` for networks."""
 
+    @classmethod
+    @abstractmethod
+    def stacked(cls, models: Sequence[Self]) -> Self:
+        """Models of the same package as one, in their order."""
+
+    @abstractmethod
+    def select(self, index: Sequence[int]) -> Self:
+        """Some of the models, in the order of `index`."""
+
     @abstractmethod
     def predict_proba(self, x: Rows) -> Tensor:
         """Probabilities (R, N), float32, of x (N, D), NaN = missing; each row by itself."""
@@ -71,11 +80,14 @@ class HistTrees(StackedTrees):
         return cls([trees], [model._baseline_prediction.item()])
 
     @classmethod
-    def stacked(cls, models: Sequence[HistTrees]) -> HistTrees:
+    def stacked(cls, models: Sequence[Self]) -> Self:
         return cls(
             [trees for model in models for trees in model.nodes],
             [intercept for model in models for intercept in model.intercepts],
         )
+
+    def select(self, index: Sequence[int]) -> Self:
+        return type(self)([self.nodes[i] for i in index], [self.intercepts[i] for i in index])
 
     def predict_proba(self, x: Rows) -> Tensor:
         no_category, of_no_feature = np.empty((0, 8), np.uint32), np.empty(0, np.uint32)
@@ -132,8 +144,11 @@ class PackageTrees(StackedTrees):
         return out
 
     @classmethod
-    def stacked(cls, models: Sequence[PackageTrees]) -> PackageTrees:
+    def stacked(cls, models: Sequence[Self]) -> Self:
         return cls(models[0].package, [text for model in models for text in model.written])
+
+    def select(self, index: Sequence[int]) -> Self:
+        return type(self)(self.package, [self.written[i] for i in index])
 
     def state(self) -> dict[str, Tensor]:
         return {

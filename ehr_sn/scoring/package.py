@@ -1,8 +1,9 @@
 """Trained cell → a model folder that scores by itself, and back.
 
 A package is three files: `model.safetensors` (what the method of missing entries learned, and the
-networks of all seeds of one disease), `package.json` (everything else) and `SHA256SUMS`. Nothing in
-it is code, and nothing is of a single patient: distributions are shares of groups of at least 11.
+networks or trees of all seeds of one disease), `package.json` (everything else) and `SHA256SUMS`.
+Nothing in it is code, and nothing is of a single patient: distributions are shares of groups of at
+least 11.
 """
 
 from __future__ import annotations
@@ -25,22 +26,25 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save_file
 
-from ehr_sn.config import Config, digest
+from ehr_sn.config import EXTRAS, Config, baseline_is_installed, digest
 from ehr_sn.errors import DataError, EhrSnError, did_you_mean
 from ehr_sn.evaluate.metrics import auprc, brier, calibration
 from ehr_sn.evaluate.plots import SMALLEST_GROUP
 from ehr_sn.evaluate.statistics import delong
 from ehr_sn.ingest.store import Store
+from ehr_sn.models.baselines import BASELINES
 from ehr_sn.models.mlp import StackedMLP
 from ehr_sn.models.predict import (
     NetworkPredictor,
     Preparation,
+    TreesPredictor,
     below,
     network_predictors,
     read_model,
     read_tuning,
 )
-from ehr_sn.models.train import NOTHING, Cell, Comparison, Tensors, cell_path
+from ehr_sn.models.train import Cell, Comparison, Tensors, cell_path
+from ehr_sn.models.trees import trees_from_state
 from ehr_sn.scoring.calibrate import CalibrationMap, cross_fitted
 from ehr_sn.scoring.reference import bins, reference
 
@@ -50,6 +54,7 @@ BLOCK = 256
 """Rows that go through the networks at a time: always so many, the last block padded."""
 CHUNK = 32 * BLOCK
 """Rows that one thread takes at a time."""
+_Predictor = NetworkPredictor | TreesPredictor
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Scores:
     """What a package says of some rows; each array has shape (rows,).
 
     probability : calibrated, from the mean over seeds
-    spread : standard deviation over seeds (ddof=1) of the calibrated probability; NaN with one seed
+    spread : standard deviation over seeds (ddof=1) of the calibrated probability; NaN with one
+        seed, and where nothing depends on the seed
     observed : how many entries of the row are observed
     """
 
@@ -95,12 +101,12 @@ class Package:
 
 @dataclass(frozen=True)
 class _Part:
-    """The networks that share one fitted method: all, or those of one draw.
+    """The trees, or the networks that share one fitted method: all, or those of one draw.
 
-    `alike` is the same for parts whose rows are made alike and whose networks can be stacked.
+    `alike` is the same for parts whose rows are made alike and whose models can be stacked.
     """
 
-    predictor: NetworkPredictor
+    predictor: _Predictor
     alike: str
 
 
@@ -110,7 +116,7 @@ def score_many(packages: Sequence[Package], values: NDArray[np.float32]) -> list
     What packages share is computed once: their rows are made once where the same was fitted, and
     all their networks run as one. A row gets, bit for bit on one machine, the same numbers whatever
     rows and packages it is scored with: networks see blocks of one size (see
-    `StackedMLP.predict_proba`), on one thread each, and all else is computed entry by entry.
+    `StackedMLP.predict_proba`), on one thread each, and all else is computed row by row.
 
     Parameters
     ----------
@@ -158,9 +164,9 @@ def score_many(packages: Sequence[Package], values: NDArray[np.float32]) -> list
 
 @dataclass(frozen=True)
 class _Stack:
-    """Parts of several packages as one: (package, part) of each, in the order of the networks."""
+    """Parts of several packages as one: (package, part) of each, in the order of the models."""
 
-    predictor: NetworkPredictor
+    predictor: _Predictor
     places: tuple[tuple[int, int], ...]
 
 
@@ -172,16 +178,23 @@ def _stacked(packages: tuple[Package, ...]) -> tuple[_Stack, ...]:
             alike.setdefault(part.alike, []).append((i, j))
     stacks = []
     for places in alike.values():
-        predictors = [packages[i].parts[j].predictor for i, j in places]
-        states = [predictor.network.state() for predictor in predictors]
-        state = {
-            name: torch.cat([each[name] for each in states]) if tensor.ndim else tensor
-            for name, tensor in states[0].items()
-        }
-        network = StackedMLP.from_state(state).eval()
-        stacked = NetworkPredictor(predictors[0].method, network, len(places))
-        stacks.append(_Stack(stacked, tuple(places)))
+        together = _together([packages[i].parts[j].predictor for i, j in places])
+        stacks.append(_Stack(together, tuple(places)))
     return tuple(stacks)
+
+
+def _together(predictors: Sequence[_Predictor]) -> _Predictor:
+    """Of predictors of one disease, all alike, one of them all."""
+    if trees := [each.trees for each in predictors if isinstance(each, TreesPredictor)]:
+        return TreesPredictor(type(trees[0]).stacked(trees), len(trees))
+    networks = [each for each in predictors if isinstance(each, NetworkPredictor)]
+    states = [each.network.state() for each in networks]
+    state = {
+        name: torch.cat([each[name] for each in states]) if tensor.ndim else tensor
+        for name, tensor in states[0].items()
+    }
+    network = StackedMLP.from_state(state).eval()
+    return NetworkPredictor(networks[0].method, network, len(states), BLOCK)
 
 
 def _seeds(
@@ -190,10 +203,7 @@ def _seeds(
     """For each package the probabilities (rows,) of each seed."""
     found: dict[tuple[int, int], NDArray[np.float32]] = {}
     for stack in stacks:
-        table = stack.predictor.method.transform(values)
-        probability = stack.predictor.network.predict_proba(table, block=BLOCK).numpy()
-        by_place = probability.reshape(len(stack.places), -1, len(values))
-        found |= dict(zip(stack.places, by_place, strict=True))
+        found |= dict(zip(stack.places, stack.predictor(values), strict=True))
     return [
         [seed for j in range(len(package.parts)) for seed in found[i, j]]
         for i, package in enumerate(packages)
@@ -202,23 +212,18 @@ def _seeds(
 
 def _averaged(
     calibrate: CalibrationMap, seeds: list[NDArray[np.float32]]
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | float]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Calibrated mean and spread over seeds.
 
     Added one by one: NumPy adds in another order where there is one row only.
     """
     mean = calibrate(sum(p.astype(np.float64) for p in seeds) / len(seeds))
     if len(seeds) == 1:
-        return mean, np.nan
+        return mean, np.full_like(mean, np.nan)
     calibrated = [calibrate(p) for p in seeds]
     centre = sum(calibrated) / len(seeds)
     squares = sum((p - centre) ** 2 for p in calibrated)
     return mean, np.sqrt(squares / (len(seeds) - 1))
-
-
-def can_be_kept(comparison: Comparison) -> bool:
-    """Whether `write_package` can keep such a model: that of networks, as yet."""
-    return comparison[0] != NOTHING
 
 
 def write_package(
@@ -236,21 +241,19 @@ def write_package(
     Raises
     ------
     EhrSnError
-        There is no such disease, the comparison was not trained or cannot be kept, or the folder
-        exists.
+        There is no such disease, the comparison was not trained, or the folder exists.
     """
     if disease not in store.diseases:
         raise EhrSnError(f"no disease {disease!r}; {did_you_mean(disease, store.diseases)}")
     if folder.exists():
         raise EhrSnError(f"{folder}: exists already; give another folder")
-    if not can_be_kept(comparison):
-        raise EhrSnError(f"{comparison[2]}: only networks can be kept as models as yet")
     cell = Cell(*comparison, split)
     if not cell_path(config, store, cell).exists():
         raise EhrSnError(
             f"{' · '.join(comparison)} was not trained with this configuration: run "
             "`ehr-sn run CONFIG` first"
         )
+    _require(cell.architecture)
     preparation, tensors = _of_disease(config, store, cell, store.diseases.index(disease))
     about = {
         "format": FORMAT,
@@ -258,15 +261,15 @@ def write_package(
         "title": config.title,
         "disease": disease,
         "comparison": dict(zip(("method", "scaler", "architecture"), comparison, strict=True)),
-        "preparation": asdict(preparation),
-        "seeds": config.train.seeds,
+        "preparation": preparation and asdict(preparation),
+        "seeds": _seeds_of(config, cell),
         "split": split,
         "store": store.fingerprint,
         "cell": cell_path(config, store, cell).stem,
         "features": [_described(feature) for feature in store.manifest["features"]],
         "config": store.manifest["config"],
         **_learned(config, store, cell, disease),
-        "versions": {name: version(name) for name in ("ehr-sn", "numpy", "scikit-learn", "torch")},
+        "versions": {name: version(name) for name in libraries(cell.architecture)},
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
@@ -287,7 +290,8 @@ def read_package(folder: str | Path) -> Package:
     Raises
     ------
     EhrSnError
-        It is no package, is of another version of ehr-sn, or one of its files was altered.
+        It is no package, is of another version of ehr-sn, one of its files was altered, or it needs
+        a package that is not installed.
     """
     folder = Path(folder)
     try:
@@ -307,7 +311,28 @@ def read_package(folder: str | Path) -> Package:
             f"{folder}: is of format {about['format']}, and this ehr-sn reads {FORMAT}: register "
             "the model again"
         )
-    tensors = load(content[MODEL])
+    _require(about["comparison"]["architecture"])
+    return Package(folder, about, _sha256(content[SUMS]), _parts(about, load(content[MODEL])))
+
+
+def libraries(architecture: str) -> list[str]:
+    """Packages that a model's numbers depend on."""
+    extra = [architecture] if architecture in EXTRAS else []
+    return ["ehr-sn", "numpy", "scikit-learn", "torch", *extra]
+
+
+def _require(architecture: str) -> None:
+    if not baseline_is_installed(architecture):
+        raise EhrSnError(
+            f"the model needs the package {architecture}, which is not installed: "
+            f"pip install 'ehr-sn[{architecture}]'"
+        )
+
+
+def _parts(about: dict[str, Any], tensors: Tensors) -> tuple[_Part, ...]:
+    if about["preparation"] is None:
+        trees = trees_from_state(below("trees/", tensors))
+        return (_Part(TreesPredictor(trees, 1), about["comparison"]["architecture"]),)
     preparation = Preparation(**about["preparation"])
     parts = []
     for i, predictor in enumerate(network_predictors(preparation, tensors, 1)):
@@ -317,17 +342,28 @@ def read_package(folder: str | Path) -> Package:
         network = predictor.network.state()
         shapes = {k: list(t.shape[1:]) if t.ndim else t.item() for k, t in network.items()}
         parts.append(_Part(predictor, digest([made, shapes])))
-    return Package(folder, about, _sha256(content[SUMS]), tuple(parts))
+    return tuple(parts)
 
 
-def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[Preparation, Tensors]:
-    """What the cell's file holds of the disease in place i."""
+def _of_disease(
+    config: Config, store: Store, cell: Cell, i: int
+) -> tuple[Preparation | None, Tensors]:
+    """What the cell's file holds of the disease in place i; for trees nothing is prepared."""
     preparation, tensors = read_model(config, store, cell)
-    seeds = config.train.seeds
-    network = StackedMLP.from_state(below("network/", tensors))
-    mine = network.select(range(i * seeds, (i + 1) * seeds)).state()
+    first = i * config.train.seeds
+    mine = range(first, first + _seeds_of(config, cell))
+    if trees := below("trees/", tensors):
+        state = trees_from_state(trees).select(mine).state()
+        return None, {f"trees/{name}": tensor for name, tensor in state.items()}
+    state = StackedMLP.from_state(below("network/", tensors)).select(mine).state()
     method = {name: t for name, t in tensors.items() if name.startswith("method/")}
-    return preparation, method | {f"network/{name}": tensor for name, tensor in mine.items()}
+    return preparation, method | {f"network/{name}": tensor for name, tensor in state.items()}
+
+
+def _seeds_of(config: Config, cell: Cell) -> int:
+    """Models to keep: one where nothing is drawn, and one fit stands for all seeds."""
+    baseline = BASELINES.get(cell.architecture)
+    return config.train.seeds if baseline is None or baseline.seeded else 1
 
 
 def _described(feature: dict[str, Any]) -> dict[str, Any]:

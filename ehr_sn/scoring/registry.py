@@ -39,7 +39,7 @@ from ehr_sn.ingest.store import Store
 from ehr_sn.models.predict import best_comparison
 from ehr_sn.models.train import Comparison, comparisons
 from ehr_sn.scoring import audit
-from ehr_sn.scoring.package import Package, can_be_kept, read_package, write_package
+from ehr_sn.scoring.package import Package, read_package, write_package
 from ehr_sn.scoring.promote import Decision, decide
 
 CHALLENGER, CHAMPION = "challenger", "champion"
@@ -103,7 +103,7 @@ def choose(
     scaler: str | None = None,
     architecture: str | None = None,
 ) -> Comparison:
-    """The best comparison on tuning rows whose names are those given, and that can be kept.
+    """The best comparison on tuning rows whose names are those given.
 
     Raises
     ------
@@ -115,10 +115,9 @@ def choose(
         comparison
         for comparison in comparisons(config)
         if all(w in (None, name) for w, name in zip(wanted, comparison, strict=True))
-        and can_be_kept(comparison)
     ]
     if not left:
-        valid = [" · ".join(c) for c in comparisons(config) if can_be_kept(c)]
+        valid = [" · ".join(c) for c in comparisons(config)]
         named = " · ".join(name for name in wanted if name)
         raise EhrSnError(f"no comparison {named!r} to keep; {did_you_mean(named, valid)}")
     return best_comparison(config, store, left)
@@ -383,8 +382,9 @@ def _add(client: MlflowClient, config: Config, name: str, package: Package) -> i
                 if v is not None
             },
         },
-        # Without a run MLflow would look the model up wherever its global address points.
-        model_id=model.model_id if run_id else None,
+        # Without a run MLflow would look the model up wherever its global address points; a server
+        # insists on it.
+        model_id=model.model_id if run_id or tracking.is_served() else None,
     )
     return int(version.version)
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from ehr_sn.config import Config, load_config
+from ehr_sn.config import Config, baseline_is_installed, load_config
 from ehr_sn.ingest.store import Store, ingest
-from ehr_sn.models.train import Cell, Comparison, comparisons, train_cell
+from ehr_sn.models.train import NOTHING, Cell, Comparison, comparisons, train_cell
 
 CONTENT: dict[str, Any] = {
     "dataset": "clinic",
@@ -121,6 +121,21 @@ def make_clinic(tmp_path_factory: pytest.TempPathFactory) -> MakeClinic:
 @pytest.fixture(scope="session")
 def clinic(make_clinic: MakeClinic) -> Clinic:
     return make_clinic()
+
+
+@pytest.fixture(scope="session")
+def with_baselines(clinic: Clinic) -> Clinic:
+    """The clinic, whose configuration also compares baselines, few trees each; trained."""
+    path = clinic.folder / "baselines.yaml"
+    baselines = ["hist_gradient_boosting", "logistic_regression", "boosting+masked_copies"]
+    baselines += ["lightgbm"] if baseline_is_installed("lightgbm") else []
+    train = CONTENT["train"] | {"baselines": baselines}
+    content = CONTENT | {"data_dir": str(clinic.folder / "data"), "train": train}
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    config = load_config(path)
+    for baseline in baselines:
+        train_cell(config, clinic.store, Cell(NOTHING, NOTHING, baseline, 0))
+    return Clinic(clinic.folder, config, clinic.store)
 
 
 @pytest.fixture(scope="session")

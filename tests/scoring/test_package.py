@@ -2,15 +2,17 @@
 
 import json
 import subprocess
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ehr_sn.config import baseline_is_installed
 from ehr_sn.errors import DataError, EhrSnError
 from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.models.predict import load_predictor
-from ehr_sn.models.train import Cell
+from ehr_sn.models.train import NOTHING, Cell, comparisons
 from ehr_sn.scoring.package import (
     BLOCK,
     CHUNK,
@@ -46,6 +48,21 @@ def packages(folders: dict[tuple[str, str], Path]) -> list[Package]:
     return [read_package(folder) for folder in folders.values()]
 
 
+@pytest.fixture(scope="session")
+def of_baselines(with_baselines, tmp_path_factory: pytest.TempPathFactory) -> list[Package]:
+    """Packages of both diseases of every baseline."""
+    folder = tmp_path_factory.mktemp("baselines")
+    config, store = with_baselines.config, with_baselines.store
+    return [
+        read_package(
+            write_package(config, store, comparison, disease, folder / f"{comparison[2]}-{disease}")
+        )
+        for comparison in comparisons(config)
+        if comparison[0] == NOTHING
+        for disease in store.diseases
+    ]
+
+
 def same(one: Scores, other: Scores, rows: slice = slice(None)) -> bool:
     """Bit for bit."""
     return all(
@@ -63,23 +80,31 @@ def many_rows(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def test_it_scores_as_the_trained_cell_predicts_but_calibrated(clinic, packages) -> None:
+    check_predictions(clinic, packages)
+
+
+def check_predictions(clinic, packages) -> None:
     values = clinic.store.values()[:300]
     for package in packages:
-        comparison = clinic.comparison(package.about["comparison"]["method"])
+        comparison = package.about["comparison"].values()
         predict = load_predictor(clinic.config, clinic.store, Cell(*comparison, 0))
         seeds = predict(values)[clinic.store.diseases.index(package.disease)]
         scores = package.score(values)
         expected = package.calibration(seeds.astype(float).mean(axis=0))
         np.testing.assert_allclose(scores.probability, expected, atol=1e-6)
-        spread = package.calibration(seeds).std(axis=0, ddof=1)
-        np.testing.assert_allclose(scores.spread, spread, atol=1e-6)
+        if package.about["seeds"] > 1:
+            spread = package.calibration(seeds).std(axis=0, ddof=1)
+            np.testing.assert_allclose(scores.spread, spread, atol=1e-6)
         np.testing.assert_array_equal(scores.observed, (~np.isnan(values)).sum(axis=1))
 
 
 def test_a_row_scores_the_same_alone_and_among_many_by_one_model_and_by_several(
     clinic, packages
 ) -> None:
-    rows = many_rows(clinic.store.values(), 2 * CHUNK + 5)
+    check_company(packages, many_rows(clinic.store.values(), 2 * CHUNK + 5))
+
+
+def check_company(packages, rows: np.ndarray) -> None:
     together = score_many(packages, rows)
     for package, scores in zip(packages, together, strict=True):
         assert same(package.score(rows), scores)
@@ -88,7 +113,45 @@ def test_a_row_scores_the_same_alone_and_among_many_by_one_model_and_by_several(
         backwards = package.score(np.asfortranarray(rows[: BLOCK + 7][::-1]))
         assert same(backwards, scores, np.s_[BLOCK + 6 :: -1])
         assert np.isfinite(scores.probability).all()
-    assert [len(scores.probability) for scores in score_many(packages, rows[:0])] == [0] * 4
+    assert not any(len(scores.probability) for scores in score_many(packages, rows[:0]))
+
+
+def test_baselines_score_as_trained_and_a_row_the_same_in_any_company(
+    with_baselines, of_baselines, packages
+) -> None:
+    check_predictions(with_baselines, of_baselines)
+    rows = many_rows(with_baselines.store.values(), CHUNK + 5)
+    check_company([*packages[:1], *of_baselines], rows)
+
+
+def test_what_a_baseline_draws_nothing_for_is_kept_once(of_baselines) -> None:
+    seeds = {p.about["comparison"]["architecture"]: p.about["seeds"] for p in of_baselines}
+    assert seeds == {
+        "hist_gradient_boosting": 2,
+        "logistic_regression": 1,
+        "boosting+masked_copies": 2,
+        "lightgbm": 2,
+    }
+    values = np.zeros((3, 7), dtype=np.float32)
+    for package in of_baselines:
+        assert np.isnan(package.score(values).spread).all() == (package.about["seeds"] == 1)
+
+
+@pytest.mark.skipif(baseline_is_installed("xgboost"), reason="xgboost is installed")
+def test_a_package_whose_library_is_absent_says_which(of_baselines, tmp_path: Path) -> None:
+    folder = next(p.folder for p in of_baselines if "lightgbm" in p.folder.name)
+    for file in FILES:
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    about = (folder / "package.json").read_text().replace('"lightgbm"', '"xgboost"')
+    (tmp_path / "package.json").write_text(about)
+    subprocess.run(
+        "sha256sum model.safetensors package.json > SHA256SUMS",
+        shell=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    with pytest.raises(EhrSnError, match=r"xgboost, .* pip install 'ehr-sn\[xgboost\]'"):
+        read_package(tmp_path)
 
 
 def test_diseases_of_one_method_share_its_rows_and_one_forward_pass(packages) -> None:
@@ -112,7 +175,7 @@ def test_the_same_cell_gives_the_same_bytes(clinic, folders, tmp_path: Path) -> 
 
 
 def test_it_says_what_it_was_trained_on_in_groups_of_eleven_or_more(clinic, packages) -> None:
-    about = packages[0].about
+    about = deepcopy(packages[0].about)
     values = clinic.store.values()[clinic.store.splits()[:, 0] == "train"]
     training = about["training"]
     assert training["rows"] == len(values)

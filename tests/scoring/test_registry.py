@@ -9,13 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
+from sklearn.metrics import roc_auc_score
 
 from ehr_sn import tracking
 from ehr_sn.config import Promotion
 from ehr_sn.errors import EhrSnError
+from ehr_sn.models.predict import read_tuning
+from ehr_sn.models.train import NOTHING, Cell, Comparison, comparisons
 from ehr_sn.scoring import audit
 from ehr_sn.scoring.registry import (
     CHALLENGER,
+    choose,
     load,
     load_champions,
     model_name,
@@ -32,6 +36,18 @@ def mlflow_here(tmp_path_factory: pytest.TempPathFactory):
         patch.chdir(tmp_path_factory.mktemp("service"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield MlflowClient(tracking.tracking_uri(), tracking.tracking_uri())
+
+
+def test_the_best_of_everything_compared_is_chosen_baselines_too(with_baselines) -> None:
+    config, store = with_baselines.config, with_baselines.store
+
+    def on_tuning(comparison: Comparison) -> float:
+        rows = read_tuning(config, store, Cell(*comparison, 0)).values()
+        return float(np.mean([roc_auc_score(each.y, each.ensemble) for each in rows]))
+
+    assert choose(config, store) == max(comparisons(config), key=on_tuning)
+    boosting = (NOTHING, NOTHING, "hist_gradient_boosting")
+    assert choose(config, store, architecture=boosting[2]) == boosting
 
 
 @pytest.fixture(scope="module")
