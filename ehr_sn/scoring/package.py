@@ -25,10 +25,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save_file
 
-from ehr_sn.config import Config, digest
+from ehr_sn.config import SMALLEST_GROUP, Config, digest
 from ehr_sn.errors import DataError, EhrSnError, did_you_mean
 from ehr_sn.evaluate.metrics import auprc, brier, calibration
-from ehr_sn.evaluate.plots import SMALLEST_GROUP
 from ehr_sn.evaluate.statistics import delong
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.mlp import StackedMLP
@@ -202,14 +201,14 @@ def _seeds(
 
 def _averaged(
     calibrate: CalibrationMap, seeds: list[NDArray[np.float32]]
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | float]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Calibrated mean and spread over seeds.
 
     Added one by one: NumPy adds in another order where there is one row only.
     """
     mean = calibrate(sum(p.astype(np.float64) for p in seeds) / len(seeds))
     if len(seeds) == 1:
-        return mean, np.nan
+        return mean, np.full_like(mean, np.nan)
     calibrated = [calibrate(p) for p in seeds]
     centre = sum(calibrated) / len(seeds)
     squares = sum((p - centre) ** 2 for p in calibrated)
