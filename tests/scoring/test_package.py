@@ -133,7 +133,9 @@ def test_it_says_what_it_was_trained_on_in_groups_of_eleven_or_more(clinic, pack
     )
     assert about["config"] == json.loads(json.dumps(clinic.config.ingest_sections))
     ids = clinic.store.read("values", ["subject_id"])["subject_id"].to_pylist()
-    text = json.dumps(about | {"training": training | {"codes": None}})  # whose counts may equal ids
+    text = json.dumps(
+        about | {"training": training | {"codes": None}}
+    )  # whose counts may equal ids
     assert not any(f'"{i}"' in text or f" {i}," in text for i in ids)
 
 
