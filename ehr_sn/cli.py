@@ -580,6 +580,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line. The user's errors print as one message each, and exit with code 1."""
+    os.umask(0o077)  # what is written is for its owner alone
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", QUIET)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     atexit.register(_fall_silent)  # the first to be registered runs last

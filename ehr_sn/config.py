@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -62,6 +63,9 @@ REPRESENTATIONS = ("pca", "sparse_autoencoder", "stacked")
 EXTRAS = ("lightgbm", "xgboost")  # baselines that need a package of their name
 REFERENCE = "zero"  # every other method is compared with it, on the same subjects
 DATA_ROOT = "EHR_SN_DATA_ROOT"  # environment variable that takes the place of `data_root`
+SHORTEST_KEY = 16  # bytes
+SMALLEST_GROUP = 11
+"""Groups of fewer subjects are not shown, as is usual in releases of health data."""
 METHODS = "EHR_SN_METHODS"  # environment variable: methods in place of `train.methods`
 
 
@@ -947,6 +951,18 @@ class Monitor(StrictModel):
     min_rows: int = Field(100, ge=11)
 
 
+class Privacy(StrictModel):
+    """How patients are kept from being told.
+
+    `pseudonym_key_env` names an environment variable with a secret key: subjects then have
+    pseudonyms instead of their ids in all that is stored. Tables for MLflow, HTML or Markdown have
+    no count of fewer than `smallest_cell`; points of figures, and shares, stand for at least 11.
+    """
+
+    pseudonym_key_env: str | None = Field(None, min_length=1)
+    smallest_cell: int = Field(SMALLEST_GROUP, ge=1)
+
+
 class Runner(StrictModel):
     """Where shards of the ingest and cells of the training run, `workers` at a time.
 
@@ -986,6 +1002,7 @@ class Config(StrictModel):
     scoring: Scoring = Scoring()
     promotion: Promotion = Promotion()
     monitor: Monitor = Monitor()
+    privacy: Privacy = Privacy()
     runner: Runner = Runner()
     data_root: Path = Path()
     data_dir: Path = Path("data")
@@ -1232,7 +1249,47 @@ class Config(StrictModel):
             "labels",
             "splits",
         }
-        return self.model_dump(mode="json", include=keys)
+        sections = self.model_dump(mode="json", include=keys)
+        if self.pseudonym_key is not None:
+            sections["privacy"] = {"pseudonym_key": self.pseudonym_key_fingerprint}
+        return sections
+
+    @property
+    def pseudonym_key(self) -> bytes | None:
+        """What pseudonyms are made with, from the environment; None without pseudonyms.
+
+        Raises
+        ------
+        ConfigError
+            The variable is not set, or holds too few bytes.
+        """
+        name = self.privacy.pseudonym_key_env
+        if name is None:
+            return None
+        key = os.environ.get(name, "").encode()
+        if len(key) < SHORTEST_KEY:
+            told = f"holds fewer than {SHORTEST_KEY} bytes" if key else "is not set"
+            raise ConfigError(
+                f"{self.where('privacy.pseudonym_key_env')}: the environment variable {name} "
+                f"{told}: give it a random secret, such as from `openssl rand -hex 32`, and keep "
+                "it: with another key every subject is somebody else"
+            )
+        return key
+
+    @property
+    def pseudonym_key_fingerprint(self) -> str | None:
+        """Tells one key from another without telling the key; None without pseudonyms."""
+        key = self.pseudonym_key
+        if key is None:
+            return None
+        return hmac.digest(key, b"ehr-sn: which key is this", "sha256").hex()[:16]
+
+    def subject_columns(self, table: str) -> list[str]:
+        """The columns of a table that hold subjects' ids; empty of one that is about nobody."""
+        columns = [events.subject_id for events in self.events if events.table == table]
+        if table in (self.cohort.table, *self.cohort.join, self.splits.table):
+            columns.append(self.cohort.subject_id)
+        return list(dict.fromkeys(columns))
 
     @property
     def training_hash(self) -> str:
@@ -1264,11 +1321,18 @@ def read_stored(sections: dict[str, Any], like: Config) -> Config:
     Raises
     ------
     ConfigError
-        It is of a version of ehr-sn that this one cannot read.
+        It is of a version of ehr-sn that this one cannot read, or had other pseudonyms.
     """
     # What the YAML left out has been stored as None, or as an empty list.
     content = _without_nothing(sections)
     content["splits"] = {}
+    key = content.pop("privacy", {}).get("pseudonym_key")
+    if key != like.pseudonym_key_fingerprint:
+        had = "pseudonyms of another key" if key else "subjects' own ids"
+        raise ConfigError(
+            f"{like.where('privacy.pseudonym_key_env')}: the model was trained with {had}, so that "
+            "its subjects and these are not the same: use that key, or train again"
+        )
     try:
         config = Config.model_validate(content, context={"folder": None, "stored": True})
     except ValidationError as error:
@@ -1277,7 +1341,9 @@ def read_stored(sections: dict[str, Any], like: Config) -> Config:
             f"{key}: the model's configuration cannot be read by ehr-sn {__version__}: train again"
         ) from None
     config = config.model_copy(
-        update={"data_root": like.data_root, "data_dir": like.data_dir, "scoring": like.scoring}
+        update={
+            name: getattr(like, name) for name in ("data_root", "data_dir", "scoring", "privacy")
+        }
     )
     config._path = like._path
     if config.ingest_sections | {"splits": None} == like.ingest_sections | {"splits": None}:

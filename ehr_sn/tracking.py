@@ -40,6 +40,7 @@ from ehr_sn.evaluate.plots import roc_and_calibration, seed_strip
 from ehr_sn.evaluate.report import Recorded
 from ehr_sn.evaluate.representation import activity_figure, error_table, units_table
 from ehr_sn.evaluate.results import Result, curves, evaluate, rank_methods, records
+from ehr_sn.evaluate.small_cells import is_small, shown_manifest
 from ehr_sn.evaluate.table import as_text
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.learning_curve import SHARES, FewerRows, compared
@@ -153,6 +154,7 @@ class Tracker:
         for i, result in enumerate(evaluate(held_out, reference)):
             title = f"{result.disease} · {architecture} · {method} · {scaler}"
             self._log_result(
+                config,
                 store,
                 {"disease": result.disease} | params,
                 result,
@@ -165,6 +167,7 @@ class Tracker:
 
     def _log_result(
         self,
+        config: Config,
         store: Store,
         params: dict[str, Any],
         result: Result,
@@ -182,12 +185,15 @@ class Tracker:
             tags=_tags(store, self.run_hash) | {"mlflow.parentRunId": self.parent_id},
         )
         run_id = run.info.run_id
-        self.client.log_inputs(run_id, [_dataset_input(store)])
+        self.client.log_inputs(run_id, [_dataset_input(config, store)])
         by_step = learning | {
             "test_auroc_seed": result.auroc_per_seed,
             "test_auroc_split": result.auroc_per_split,
         }
         metrics = result.as_metrics() | diagnosis.bias.as_metrics() | seconds
+        positive, smallest = metrics["n_positive"], config.privacy.smallest_cell
+        if is_small(positive, smallest) or is_small(metrics["n_held_out"] - positive, smallest):
+            del metrics["n_positive"]
         _log(self.client, run_id, params, metrics, by_step)
         self.client.log_figure(run_id, figure, "roc_and_calibration.png")
         bias = sparsity_bias_figure({result.disease: diagnosis.bias})
@@ -319,14 +325,15 @@ def tracked(config: Config, store: Store, force: bool = False) -> Iterator[Track
             tags=_tags(store, run_hash)
             | {"ehr_sn.kind": "pipeline", "ehr_sn.training_hash": config.training_hash},
         )
-        client.log_inputs(run.info.run_id, [_dataset_input(store)])
+        told = shown_manifest(store.manifest, config.privacy.smallest_cell)
+        client.log_inputs(run.info.run_id, [_dataset_input(config, store)])
         _log(client, run.info.run_id, params=_parent_params(config, store))
         client.log_text(
             run.info.run_id,
-            json.dumps(store.manifest, indent=2, ensure_ascii=False),
+            json.dumps(told, indent=2, ensure_ascii=False),
             "manifest.json",
         )
-        _log_attrition(client, run.info.run_id, store)
+        _log_attrition(client, run.info.run_id, told)
         existing = run
     tracker = Tracker(client, experiment_id, existing.info.run_id, run_hash)
     if not tracker.is_finished():
@@ -487,14 +494,17 @@ def log_scoring(config: Config, summary: Mapping[str, Any], seconds: float) -> s
     )
     params = {f"version_{name}": model["version"] for name, model in summary["models"].items()}
     metrics = {
-        "rows": summary["rows"],
         "observed_rate": summary["observed_rate"],
         "absent_features": len(summary["absent_features"]),
         "warnings": len(summary["warnings"]),
-        "quarantined": sum(entry["count"] for entry in summary["quarantined"]),
         "seconds": seconds,
-        "rows_per_second": summary["rows"] / seconds,
     }
+    rows, smallest = summary["rows"], config.privacy.smallest_cell
+    if not is_small(rows, smallest):
+        metrics |= {"rows": rows, "rows_per_second": rows / seconds}
+    quarantined = sum(entry["count"] for entry in summary["quarantined"])
+    if not is_small(quarantined, smallest):
+        metrics["quarantined"] = quarantined
     _log(client, run.info.run_id, params | {"fingerprint": summary["fingerprint"]}, metrics)
     client.set_terminated(run.info.run_id)
     return str(run.info.run_id)
@@ -631,6 +641,7 @@ def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:
     metrics = {k: None if math.isnan(v) else v for k, v in run.data.metrics.items()}
     per_seed = client.get_metric_history(run.info.run_id, "test_auroc_seed")
     disease, architecture, scaler, method = _key(run)
+    positive = metrics.get("n_positive")  # absent where there are few
     return {
         "disease": disease,
         "architecture": architecture,
@@ -654,7 +665,7 @@ def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:
         "n_splits": int(run.data.params["splits"]),
         "trials": int(run.data.params.get("trials", 0)),
         "n_held_out": int(run.data.metrics["n_held_out"]),
-        "n_positive": int(run.data.metrics["n_positive"]),
+        "n_positive": None if positive is None else int(positive),
         "run_id": run.info.run_id,
     }
 
@@ -681,10 +692,10 @@ def _log(
         client.log_batch(run_id, values[start : start + BATCH])
 
 
-def _log_attrition(client: MlflowClient, run_id: str, store: Store) -> None:
+def _log_attrition(client: MlflowClient, run_id: str, manifest: dict[str, Any]) -> None:
     """Tables of whom each rule left, and of each disease's rows, to look at in the UI."""
-    labels = [{"disease": name} | counts for name, counts in store.manifest["labels"].items()]
-    for rows, name in ((store.manifest["cohort"], "cohort.json"), (labels, "labels.json")):
+    labels = [{"disease": name} | counts for name, counts in manifest["labels"].items()]
+    for rows, name in ((manifest["cohort"], "cohort.json"), (labels, "labels.json")):
         client.log_table(run_id, pd.DataFrame(rows), name)
 
 
@@ -829,8 +840,8 @@ def _parent_params(config: Config, store: Store) -> dict[str, Any]:
     }
 
 
-def _dataset_input(store: Store) -> DatasetInput:
-    manifest = store.manifest
+def _dataset_input(config: Config, store: Store) -> DatasetInput:
+    manifest = shown_manifest(store.manifest, config.privacy.smallest_cell)
     columns = [{"name": name, "type": "float"} for name in store.feature_names]
     dataset = Dataset(
         name=manifest["dataset"],

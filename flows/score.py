@@ -9,6 +9,7 @@ from prefect import runtime
 from prefect.artifacts import create_table_artifact
 
 from ehr_sn.config import load_config
+from ehr_sn.evaluate.small_cells import shown
 from ehr_sn.scoring.score import read_moment, score_with_champions, summary
 
 
@@ -49,8 +50,9 @@ def score(
         as_of = runtime.flow_run.scheduled_start_time.isoformat()
     folder, is_new = score_extract(config_path, output, source, diseases, as_of, with_csv)
     told = summary(Path(folder))
+    scored = shown(told["rows"], load_config(config_path).privacy.smallest_cell)
     rows = [
-        {"disease": disease, "version": model["version"], "rows": told["rows"], "new": is_new}
+        {"disease": disease, "version": model["version"], "rows": scored, "new": is_new}
         for disease, model in told["models"].items()
     ]
     create_table_artifact(rows, key="scores", description=f"Scores in {folder}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from ehr_sn.config import Config, GroupConfig
+from ehr_sn.config import SMALLEST_GROUP, Config, GroupConfig
 from ehr_sn.errors import ConfigError, did_you_mean
 from ehr_sn.evaluate.metrics import (
     CLIP,
@@ -23,7 +23,6 @@ from ehr_sn.evaluate.metrics import (
     checked,
     class_sizes,
 )
-from ehr_sn.evaluate.plots import SMALLEST_GROUP
 from ehr_sn.evaluate.statistics import AUROC, Z95, delong, over_splits
 from ehr_sn.ingest.store import Store
 
@@ -281,8 +280,9 @@ def _values(column: Array) -> Iterator[tuple[str, NDArray[np.bool_]]]:
 def by_group(
     splits: Sequence[tuple[ArrayLike, ArrayLike, NDArray[np.intp]]],
     groups: Mapping[str, Mapping[str, NDArray[np.bool_]]],
+    smallest: int = SMALLEST_GROUP,
 ) -> list[GroupResult]:
-    """How a model does in each group; levels of fewer than 11 subjects are left out.
+    """How a model does in each group; levels of fewer than `smallest` subjects are left out.
 
     `splits` holds for each split its labels (n,), probabilities (n,) and row numbers (n,), which
     are the places of its subjects in a level's mask of all rows.
@@ -296,7 +296,7 @@ def by_group(
                 parts.append((np.asarray(labels)[here], np.asarray(probability)[here]))
             n = float(np.mean([len(y) for y, _ in parts]))
             known = [(y, p) for y, p in parts if 2 <= y.sum() <= len(y) - 2]
-            if n >= SMALLEST_GROUP:
+            if n >= smallest:
                 results.append(
                     GroupResult(
                         group=group,

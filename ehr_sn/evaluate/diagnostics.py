@@ -13,7 +13,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 
-from ehr_sn.config import SPLITS, Config
+from ehr_sn.config import SMALLEST_GROUP, SPLITS, Config
 from ehr_sn.evaluate.metrics import (
     CLIP,
     Array,
@@ -22,7 +22,7 @@ from ehr_sn.evaluate.metrics import (
     calibration_in_the_large,
     checked,
 )
-from ehr_sn.evaluate.plots import SMALLEST_GROUP
+from ehr_sn.evaluate.small_cells import shown_parts
 from ehr_sn.evaluate.statistics import AUROC, Z95, delong
 from ehr_sn.ingest.store import Store
 from ehr_sn.missing.amputate import Amputation, Mechanism
@@ -426,6 +426,11 @@ class MissingCount:
         """Share of the group's rows without the feature; NaN for an empty group."""
         key = (disease, split, label)
         return self.missing[key] / self.rows[key] if self.rows[key] else np.nan
+
+    def shown(self, disease: str, split: str, label: int, smallest: int) -> int | str:
+        """How many rows lack the feature, unless few do or few do not."""
+        missing, rows = (counts[disease, split, label] for counts in (self.missing, self.rows))
+        return shown_parts({"missing": missing, "observed": rows - missing}, smallest)["missing"]
 
 
 def missing_table(store: Store, split: int = 0) -> list[MissingCount]:

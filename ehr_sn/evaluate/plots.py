@@ -17,12 +17,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_curve
 
+from ehr_sn.config import SMALLEST_GROUP
 from ehr_sn.evaluate.metrics import Array, calibration, checked
 from ehr_sn.evaluate.statistics import AUROC, delong, over_splits
 
 DPI = 100
-SMALLEST_GROUP = 11
-"""Groups of fewer subjects are not shown, as is usual in releases of health data."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, which readers with any colour vision can tell apart."""

@@ -1,7 +1,7 @@
 """Store + trained cells + recorded results → one self-contained HTML page and a model card.
 
 Nothing is trained here but the leak audit's logistic regressions. Aggregates only, and none of
-fewer than 11 subjects: the page shows no patient.
+few subjects: the page shows no patient.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ehr_sn import __version__
-from ehr_sn.config import BASELINES, SPLITS, Config
+from ehr_sn.config import BASELINES, SMALLEST_GROUP, SPLITS, Config
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate import verdict
 from ehr_sn.evaluate.clinical import (
@@ -55,8 +55,9 @@ from ehr_sn.evaluate.importance import (
     integrated_gradients,
     permutation_importance,
 )
-from ehr_sn.evaluate.plots import SMALLEST_GROUP, binned_calibration
+from ehr_sn.evaluate.plots import binned_calibration
 from ehr_sn.evaluate.results import name_of, rank_methods, records
+from ehr_sn.evaluate.small_cells import HIDDEN, shown, shown_label
 from ehr_sn.evaluate.table import SN
 from ehr_sn.evaluate.verdict import words
 from ehr_sn.ingest.store import Store
@@ -261,6 +262,7 @@ class Report:
                     for (y, p), rows in zip(self._best_splits(d), self._rows[d], strict=True)
                 ],
                 groups,
+                self.config.privacy.smallest_cell,
             )
             for d in self.store.diseases
         }
@@ -321,7 +323,8 @@ class Report:
     def _draw_calibration(self, disease: str) -> Figure:
         series = []
         for i, (y, p) in enumerate(self._best_splits(disease)[: SHOWN + 1]):
-            predicted, seen = binned_calibration(y, p)
+            at_least = max(SMALLEST_GROUP, self.config.privacy.smallest_cell)
+            predicted, seen = binned_calibration(y, p, at_least=at_least)
             series.append(Line(f"split {i + 1}", predicted.tolist(), seen.tolist(), "o"))
         return lines(
             series, x="predicted", y="observed", title=words(disease), percent=True, diagonal=True
@@ -353,7 +356,9 @@ def write_report(config: Config, store: Store, recorded: Recorded, folder: Path)
             "`ehr-sn run CONFIG --force` trains what is absent and records it anew"
         )
     report = Report(config, store, recorded)
+    smallest = config.privacy.smallest_cell
     environment = templates()
+    environment.filters["few"] = lambda count: _few(count, smallest)
     context: Mapping[str, Any] = {
         "report": report,
         "config": config,
@@ -364,7 +369,8 @@ def write_report(config: Config, store: Store, recorded: Recorded, folder: Path)
         "version": __version__,
         "SPLITS": SPLITS,
         "LEAK_FROM": LEAK_FROM,
-        "SMALLEST": SMALLEST_GROUP,
+        "SMALLEST": smallest,
+        "labels": {name: shown_label(n, smallest) for name, n in store.manifest["labels"].items()},
         "REFERENCE": REFERENCE,
         "SN": SN,
         "name_of": name_of,
@@ -390,7 +396,7 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"words": words, "number": _number, "signed": _signed, "few": _few}
+    environment.filters |= {"words": words, "number": _number, "signed": _signed}
     environment.filters |= {"percent": _percent, "p": _p}
     return environment
 
@@ -409,13 +415,16 @@ def _percent(value: float) -> str:
     return "–" if np.isnan(value) else f"{value:.0%}"
 
 
-def _few(count: int) -> str:
+def _few(count: int | str | None, smallest: int) -> str:
     """A count, unless it is so small that it might point at somebody.
 
-    >>> _few(0), _few(7), _few(1234)
+    >>> _few(0, 11), _few(7, 11), _few(1234, 11)
     ('0', '< 11', '1,234')
     """
-    return f"< {SMALLEST_GROUP}" if 0 < count < SMALLEST_GROUP else f"{count:,}"
+    if count is None:
+        return HIDDEN
+    told = count if isinstance(count, str) else shown(count, smallest)
+    return told if isinstance(told, str) else f"{told:,}"
 
 
 def _p(value: float | None) -> str:

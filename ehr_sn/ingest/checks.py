@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from ehr_sn.config import Config
+from ehr_sn.config import SMALLEST_GROUP, Config
 from ehr_sn.errors import did_you_mean
 from ehr_sn.ingest.cells import quarantine_counts
 from ehr_sn.ingest.codes import CodeFile, Entry, written
@@ -23,7 +23,6 @@ from ehr_sn.ingest.sql import identifier, literals
 SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20
 MOST_CODES = 1000  # of a table, the commonest, that are kept to be compared with later ones
-SHOWN_FROM_SUBJECTS = 5  # a rarer code may be free text about one patient: it is never shown
 COUNTED_FIRST = 100_000  # events, to find common codes among
 REPEATS_FROM = 0.99  # share of equal values from which a code is said to repeat another
 SAME_LINE_FROM = 0.9999  # correlation from which a column is said to be another in other units
@@ -182,7 +181,7 @@ def count_all(
 ) -> Counts:
     """Count what the checks need of the staged tables; makes the table `code_counts`.
 
-    `code_counts`: source, code, events, subjects (no more than SHOWN_FROM_SUBJECTS)
+    `code_counts`: source, code, events, subjects (no more than SMALLEST_GROUP)
     """
     count_codes(db)
     noticed: dict[tuple[str, str, str], tuple[int, int]] = {}
@@ -203,11 +202,11 @@ def count_codes(db: duckdb.DuckDBPyConnection) -> None:
     db.execute(
         f"""CREATE TABLE code_counts AS
         WITH common AS ({distinct} (FROM event_rows LIMIT {COUNTED_FIRST}) GROUP BY ALL
-            HAVING subjects >= {SHOWN_FROM_SUBJECTS}),
+            HAVING subjects >= {SMALLEST_GROUP}),
         rare AS ({distinct} (FROM event_rows ANTI JOIN common USING (source, code_id))
             GROUP BY ALL),
         every AS (SELECT source, code_id, count(*) AS events FROM event_rows GROUP BY ALL)
-        SELECT source, code, events, least(subjects, {SHOWN_FROM_SUBJECTS}) AS subjects
+        SELECT source, code, events, least(subjects, {SMALLEST_GROUP}) AS subjects
         FROM every JOIN (FROM common UNION ALL FROM rare) USING (source, code_id)
         JOIN event_codes USING (code_id)"""
     )
@@ -230,7 +229,7 @@ def common_codes(
         source: {"events": n, "codes": {}} for source, n in events.items()
     }
     for (source, code), (n, subjects) in sorted(counts.items(), key=lambda item: -item[1][0]):
-        if subjects >= SHOWN_FROM_SUBJECTS and len(told[source]["codes"]) < MOST_CODES:
+        if subjects >= SMALLEST_GROUP and len(told[source]["codes"]) < MOST_CODES:
             told[source]["codes"][code] = n
     return told
 
@@ -428,8 +427,9 @@ def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
 
 
 def _shown_codes(db: duckdb.DuckDBPyConnection) -> list[str]:
+    """Codes of subjects enough: a rarer one may be free text about one patient."""
     often = db.execute(
-        f"""SELECT DISTINCT code FROM code_counts WHERE subjects >= {SHOWN_FROM_SUBJECTS}
+        f"""SELECT DISTINCT code FROM code_counts WHERE subjects >= {SMALLEST_GROUP}
         ORDER BY code"""
     ).fetchall()
     return [code for (code,) in often]
@@ -438,7 +438,7 @@ def _shown_codes(db: duckdb.DuckDBPyConnection) -> list[str]:
 def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
     unused = db.execute(
         f"""SELECT source, count(*), sum(events)::BIGINT,
-            min(code) FILTER (subjects >= {SHOWN_FROM_SUBJECTS})
+            min(code) FILTER (subjects >= {SMALLEST_GROUP})
         FROM code_counts WHERE code NOT IN (SELECT code FROM code_sets) GROUP BY source"""
     ).fetchall()
     tables = list(config.tables)

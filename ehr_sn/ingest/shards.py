@@ -264,7 +264,7 @@ def _plan(config: Config, tables: list[OpenedTable], shard_rows: int) -> dict[st
     rows = {table.name: table.tally() for table in tables}
     dealt = sum(n for name, n in rows.items() if _subject_of(config, name))
     shards = -(-dealt // shard_rows)
-    if any(len(_subjects_of(config, name)) > 1 for name in rows):
+    if any(len(config.subject_columns(name)) > 1 for name in rows):
         shards = 1  # a row cannot be dealt by two subjects
     cohort = next(table for table in tables if table.name == config.cohort.table)
     return {
@@ -289,14 +289,7 @@ def subject_type(config: Config, cohort: OpenedTable) -> str:
 
 def _subject_of(config: Config, table: str) -> str | None:
     """The column that holds a table's subject; None of a table that all shards share."""
-    return next(iter(_subjects_of(config, table)), None)
-
-
-def _subjects_of(config: Config, table: str) -> set[str]:
-    subjects = {events.subject_id for events in config.events if events.table == table}
-    if table in (config.cohort.table, *config.cohort.join, config.splits.table):
-        subjects.add(config.cohort.subject_id)
-    return subjects
+    return next(iter(config.subject_columns(table)), None)
 
 
 def _needed_whole(config: Config) -> set[str]:

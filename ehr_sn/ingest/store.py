@@ -115,6 +115,7 @@ def _ingest(
                 (work.store / "manifest.json").write_text(
                     json.dumps(manifest, indent=2, ensure_ascii=False)
                 )
+                work.store.chmod(0o700)
                 work.store.rename(store)
         except (DataError, DiskError, OSError):
             shutil.rmtree(work.folder, ignore_errors=True)
@@ -222,7 +223,8 @@ def added(one: Any, other: Any) -> Any:
 def working(folder: Path) -> Iterator[Work]:
     """The folder to work in, for one process at a time: a second waits until the first is done."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         try:
             lock = (folder / "lock").open("w")
         except FileNotFoundError:

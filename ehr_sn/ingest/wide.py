@@ -40,6 +40,7 @@ from ehr_sn.ingest.code_sets import stage_code_sets
 from ehr_sn.ingest.columns import Column, Columns
 from ehr_sn.ingest.eligibility import Attrition, entry, stage_eligible
 from ehr_sn.ingest.expressions import Expression, number
+from ehr_sn.ingest.pseudonyms import pseudonymise
 from ehr_sn.ingest.requirements import Requirement, require
 from ehr_sn.ingest.sql import DAY, YEAR, identifier, is_number, literal, source
 from ehr_sn.ingest.tables import count, create_notices, headers, notice
@@ -64,6 +65,7 @@ def stage_cohort(
     DataError
         No row is usable, or a feature's column holds nothing that it could be made of.
     """
+    pseudonymise(db, config, in_order)
     create_quarantine(db)
     create_notices(db)
     stage_code_sets(db, config)

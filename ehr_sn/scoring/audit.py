@@ -10,6 +10,8 @@ import getpass
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,16 @@ def append(path: Path, what: str, **entry: Any) -> str:
         file.flush()
         os.fsync(file.fileno())
     return str(content["sha256"])
+
+
+@contextmanager
+def failures(path: Path, what: str, **entry: Any) -> Iterator[None]:
+    """Add a line where an error ends the block: the error's class, not what it says."""
+    try:
+        yield
+    except BaseException as error:
+        append(path, what, outcome="failed", error=type(error).__name__, **entry)
+        raise
 
 
 def verify(path: Path) -> tuple[int, str]:

@@ -15,12 +15,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logit
 
 from ehr_sn import __version__, tracking
-from ehr_sn.config import Config, Monitor
+from ehr_sn.config import SMALLEST_GROUP, Config, Monitor
 from ehr_sn.errors import DataError
 from ehr_sn.evaluate.metrics import CLIP, calibration
-from ehr_sn.evaluate.plots import SMALLEST_GROUP
 from ehr_sn.evaluate.report import templates
+from ehr_sn.evaluate.small_cells import shown_share
 from ehr_sn.evaluate.statistics import delong
+from ehr_sn.ingest.cells import as_subject
+from ehr_sn.ingest.pseudonyms import create_function
 from ehr_sn.ingest.sql import identifier, literal
 from ehr_sn.scoring.profile import PROFILE
 from ehr_sn.scoring.registry import told as registry_faults
@@ -94,7 +96,8 @@ def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitor
     ----------
     scores : a folder that `score` has made
     labels : outcomes that have become known since: a store, or a table (Parquet or CSV) with the
-        columns subject_id, prediction_time, disease and label (1, 0, or empty)
+        columns subject_id (the source's id, also where the scores have pseudonyms),
+        prediction_time, disease and label (1, 0, or empty)
 
     Notes
     -----
@@ -117,7 +120,7 @@ def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitor
             f"{scores}: holds {now['rows']:,} rows, fewer than monitor.min_rows ({rule.min_rows}): "
             "too few to judge"
         )
-    outcomes = _outcomes(scores, labels) if labels else {}
+    outcomes = _outcomes(config, scores, labels) if labels else {}
     drifts = [
         *_missing_rates(rule, now, then["training"]),
         *_distributions(rule, now, then),
@@ -191,7 +194,8 @@ def psi(now: ArrayLike, then: ArrayLike) -> float:
 def _missing_rates(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> Iterator[Drift]:
     rows = now["rows"]
     for feature, missing in now["missing"].items():
-        before, after = then["missing_rate"][feature], missing / rows
+        before = then["missing_rate"][feature]
+        after = shown_share(missing / rows, rows, SMALLEST_GROUP)  # as `before` was made
         by = abs(after - before)
         chance = SURE * np.sqrt(before * (1 - before) * (1 / rows + 1 / then["rows"]))
         yield Drift(
@@ -259,14 +263,14 @@ def _performance(
             yield Drift(what, disease, then, now[name], by, limit, alarm)
 
 
-def _outcomes(scores: Path, labels: Path) -> dict[str, dict[str, float]]:
+def _outcomes(config: Config, scores: Path, labels: Path) -> dict[str, dict[str, float]]:
     """Of each disease with labels of both classes, how well its scores have foretold them."""
     parts = sorted((scores / "scores").glob("*.parquet")) or [scores / "scores.parquet"]
     files = ", ".join(literal(str(part)) for part in parts)
     with duckdb.connect() as db:
         joined = db.execute(
             f"""SELECT scored.disease::VARCHAR AS disease, probability, label
-            FROM read_parquet([{files}]) AS scored JOIN ({_labels(db, labels)}) AS known
+            FROM read_parquet([{files}]) AS scored JOIN ({_labels(db, config, labels)}) AS known
             ON scored.subject_id::VARCHAR = known.subject_id::VARCHAR
             AND scored.prediction_time = known.prediction_time::TIMESTAMP
             AND scored.disease::VARCHAR = known.disease
@@ -289,7 +293,7 @@ def _is_store(path: Path) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def _labels(db: duckdb.DuckDBPyConnection, labels: Path) -> str:
+def _labels(db: duckdb.DuckDBPyConnection, config: Config, labels: Path) -> str:
     """SQL for subject_id, prediction_time, disease and label of a store or of a table."""
     if _is_store(labels):
         diseases = json.loads((labels / "manifest.json").read_text())["labels"]
@@ -311,6 +315,11 @@ def _labels(db: duckdb.DuckDBPyConnection, labels: Path) -> str:
         raise DataError(
             f"{labels}: lacks {', '.join(lacking)}; give {', '.join(LABEL_COLUMNS)}, or a store"
         )
+    if config.pseudonym_key is not None:
+        create_function(db, config.pseudonym_key)
+        whole = f"{as_subject('subject_id', 'BIGINT')}::VARCHAR"
+        made = f"pseudonym(coalesce({whole}, subject_id::VARCHAR)) AS subject_id"
+        table = f"(SELECT * REPLACE ({made}) FROM {table})"
     return f"SELECT {', '.join(LABEL_COLUMNS)} FROM {table}"
 
 

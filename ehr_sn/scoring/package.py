@@ -26,10 +26,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load, save_file
 
-from ehr_sn.config import EXTRAS, Config, baseline_is_installed, digest
+from ehr_sn.config import EXTRAS, SMALLEST_GROUP, Config, baseline_is_installed, digest
 from ehr_sn.errors import DataError, EhrSnError, did_you_mean
 from ehr_sn.evaluate.metrics import auprc, brier, calibration
-from ehr_sn.evaluate.plots import SMALLEST_GROUP
 from ehr_sn.evaluate.statistics import delong
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.baselines import BASELINES

@@ -132,6 +132,9 @@ def incomparable(store: Store, challenger: Package, champion: Package) -> str | 
         return "subjects were dealt to splits differently, so it may have trained on these rows"
     if one[0]["table"] is not None and challenger.about["store"] != champion.about["store"]:
         return "a table gave the splits, and it may have changed since"
+    keys = [package.about["config"].get("privacy") for package in (challenger, champion)]
+    if keys[0] != keys[1]:
+        return "subjects had other pseudonyms, by which they are dealt to splits"
     unknown = sorted(set(champion.features) - set(store.feature_names))
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""

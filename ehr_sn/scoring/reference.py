@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehr_sn.evaluate.plots import SMALLEST_GROUP
+from ehr_sn.config import SMALLEST_GROUP
 
 DECILES = np.arange(1, 10) / 10
 

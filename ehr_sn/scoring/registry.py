@@ -168,25 +168,34 @@ def promote(
     """Make each challenger the champion where the rules of `promotion` allow it.
 
     With `uncompared`, a champion that a challenger cannot be compared with (for other splits or
-    features) is no reason to refuse it. Every decision is written to tags of the model version and
-    to the audit log. A challenger that is the champion, or was rolled back, is refused unjudged.
+    features) is no reason to refuse it. Every decision is written to tags of the model version, and
+    to the audit log, as failures are. A challenger that is the champion, or was rolled back, is
+    refused unjudged: only the audit log says so.
 
     Raises
     ------
     EhrSnError
         There is no challenger, or its store is gone; or MLflow cannot be reached.
     """
-    client = _client()
     decisions = {}
     audits: dict[Path, list[LeakAudit]] = {}
     for disease in chosen(config, diseases):
-        challenger = load(config, disease, CHALLENGER)
-        champion = _find(client, config, disease, CHAMPION)
-        known = _nothing_new(client, challenger, champion)
-        if known:
-            decisions[disease] = Decision([known])
-            continue
-        about = challenger.package.about
+        with audit.failures(audit.audit_path(config), "promote", model=model_name(config, disease)):
+            decisions[disease] = _promote(config, disease, uncompared, audits)
+    return decisions
+
+
+def _promote(
+    config: Config, disease: str, uncompared: bool, audits: dict[Path, list[LeakAudit]]
+) -> Decision:
+    client = _client()
+    challenger = load(config, disease, CHALLENGER)
+    champion = _find(client, config, disease, CHAMPION)
+    about = challenger.package.about
+    known = _nothing_new(client, challenger, champion)
+    if known:
+        decision = Decision([known])
+    else:
         store = Store(config.data_dir / config.dataset / about["store"])
         against = champion.package if champion else None
         if store.path not in audits:
@@ -194,28 +203,31 @@ def promote(
         decision = decide(
             config, store, audits[store.path], challenger.package, against, uncompared
         )
-        entry = audit.append(
-            audit.audit_path(config),
-            "promote",
-            model=challenger.name,
-            version=challenger.version,
-            champion=champion.version if champion else None,
-            promoted=decision.promoted,
-            against=decision.against,
-            figures={k: v for k, v in decision.figures.items() if np.isfinite(v)},
-        )
-        tags = decision.as_tags() | {"ehr_sn.audit": entry}
-        if decision.promoted and champion:
-            tags[PREVIOUS] = str(champion.version)
-        with told():
-            for key, value in tags.items():
-                client.set_model_version_tag(
-                    challenger.name, str(challenger.version), key, value[:5000]
-                )
-            if decision.promoted:
-                _appoint(client, challenger.name, challenger.version)
-        decisions[disease] = decision
-    return decisions
+    entry = audit.append(
+        audit.audit_path(config),
+        "promote",
+        outcome="promoted" if decision.promoted else "refused",
+        model=challenger.name,
+        version=challenger.version,
+        champion=champion.version if champion else None,
+        store=about["store"],
+        rows=about["figures"]["n"],
+        against=decision.against,
+        figures={k: v for k, v in decision.figures.items() if np.isfinite(v)},
+    )
+    if known:
+        return decision
+    tags = decision.as_tags() | {"ehr_sn.audit": entry}
+    if decision.promoted and champion:
+        tags[PREVIOUS] = str(champion.version)
+    with told():
+        for key, value in tags.items():
+            client.set_model_version_tag(
+                challenger.name, str(challenger.version), key, value[:5000]
+            )
+        if decision.promoted:
+            _appoint(client, challenger.name, challenger.version)
+    return decision
 
 
 def rollback(config: Config, disease: str) -> tuple[int, int]:
@@ -230,9 +242,11 @@ def rollback(config: Config, disease: str) -> tuple[int, int]:
     EhrSnError
         There is no champion, or none before it; or MLflow cannot be reached.
     """
-    client, (disease,) = _client(), chosen(config, [disease])
+    (disease,) = chosen(config, [disease])
     name = model_name(config, disease)
-    with told():
+    log = audit.audit_path(config)
+    with audit.failures(log, "rollback", model=name), told():
+        client = _client()
         now = _version(client, name, CHAMPION)
         if now is None:
             raise EhrSnError(f"{name}: MLflow at {_place()} has no champion to roll back")
@@ -240,8 +254,9 @@ def rollback(config: Config, disease: str) -> tuple[int, int]:
         if before is None:
             raise EhrSnError(f"{name}: version {now.version} is the first champion: none is before")
         audit.append(
-            audit.audit_path(config),
+            log,
             "rollback",
+            outcome="rolled back",
             model=name,
             version=int(before),
             champion=int(now.version),

@@ -54,7 +54,7 @@ from ehr_sn.scoring import audit
 from ehr_sn.scoring.extract import Extract, open_extract, require_enough, without_labels
 from ehr_sn.scoring.package import Package, Scores, libraries, score_many
 from ehr_sn.scoring.profile import PROFILE, Profile, expected
-from ehr_sn.scoring.registry import Registered, load_champions
+from ehr_sn.scoring.registry import Registered, chosen, load_champions
 from ehr_sn.scoring.registry import told as registry_faults
 
 FORMAT = 1  # raised whenever the same extract and models would give other files
@@ -124,7 +124,7 @@ def score_with_champions(
 ) -> tuple[Path, bool]:
     """As `score`, with the champions of these diseases (of all, by default), and on record.
 
-    A folder that is new is told to MLflow, and every scoring to the audit log.
+    A folder that is new is told to MLflow, and every scoring, or failure to, to the audit log.
 
     Raises
     ------
@@ -132,20 +132,24 @@ def score_with_champions(
         A disease has no champion, or MLflow cannot be reached; or as `score`.
     """
     started = perf_counter()
-    models = list(load_champions(config, diseases).values())
-    folder, is_new = score(config, models, output, source, as_of, with_csv)
-    told = summary(folder)
-    if is_new:
-        with registry_faults():
-            tracking.log_scoring(config, told, perf_counter() - started)
+    log = audit.audit_path(config)
+    with audit.failures(log, "score", diseases=chosen(config, diseases)):
+        models = list(load_champions(config, diseases).values())
+    versions = {model.package.disease: model.version for model in models}
+    with audit.failures(log, "score", models=versions):
+        folder, is_new = score(config, models, output, source, as_of, with_csv)
+        told = summary(folder)
+        if is_new:
+            with registry_faults():
+                tracking.log_scoring(config, told, perf_counter() - started)
     audit.append(
-        audit.audit_path(config),
+        log,
         "score",
+        outcome="scored" if is_new else "scored before",
         fingerprint=folder.name,
         sources=told["sources"],
-        models={disease: model["version"] for disease, model in told["models"].items()},
+        models=versions,
         rows=told["rows"],
-        new=is_new,
     )
     return folder, is_new
 
@@ -265,6 +269,7 @@ def _make(job: _Job, folder: Path, shard_rows: int | None) -> None:
                 raise DataError("--input: a file changed while it was read: score again")
             (work.store / PROFILE).write_text(json.dumps(_profile(job, work)) + "\n")
             (work.store / SUMMARY).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+            work.store.chmod(0o700)
             work.store.rename(folder)
         except (DataError, OSError):
             shutil.rmtree(work.folder, ignore_errors=True)

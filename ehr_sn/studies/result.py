@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from rich.table import Table
 
+from ehr_sn.config import SMALLEST_GROUP
 from ehr_sn.evaluate.figures import critical_difference_figure, sparsity_bias_figure
-from ehr_sn.evaluate.plots import SMALLEST_GROUP
 from ehr_sn.evaluate.statistics import (
     Friedman,
     MeanSD,

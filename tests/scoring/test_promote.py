@@ -90,3 +90,9 @@ def test_a_leak_is_refused_unless_its_feature_is_accepted_by_name(clinic, packag
     with pytest.raises(ConfigError, match=r"accept_leaks\.0: no feature 'glucos'; did you mean"):
         judged(clinic, package, None, audits=audits, rules={"accept_leaks": ("glucos",)})
     assert "two tuning subjects" in judged(clinic, package, None, audits=[]).against[0]
+
+
+def test_a_champion_of_other_pseudonyms_is_not_compared(clinic, package) -> None:
+    config = package.about["config"] | {"privacy": {"pseudonym_key": "0123456789abcdef"}}
+    decision = judged(clinic, package, with_about(package, config=config))
+    assert "subjects had other pseudonyms" in decision.against[0]

@@ -142,9 +142,20 @@ def test_promotion_writes_its_figures_and_rollback_undoes_it(
     assert "version 2 was rolled back on" in promote(config, ["diabetes"])["diabetes"].against[0]
 
     lines = [json.loads(line) for line in audit.audit_path(config).read_text().splitlines()]
-    assert [line["what"] for line in lines] == ["promote"] * 3 + ["rollback"]
-    assert lines[2]["sha256"] == tags["ehr_sn.audit"]
-    assert audit.verify(audit.audit_path(config)) == (4, lines[3]["sha256"])
+    assert [(line["what"], line["outcome"]) for line in lines] == [
+        ("promote", "promoted"),
+        ("promote", "refused"),  # the champion already
+        ("rollback", "failed"),
+        ("promote", "refused"),
+        ("promote", "promoted"),
+        ("rollback", "rolled back"),
+        ("promote", "refused"),
+    ]
+    assert lines[4]["sha256"] == tags["ehr_sn.audit"]
+    assert (lines[4]["version"], lines[4]["champion"]) == (2, 1)
+    assert lines[4]["store"] == clinic.store.fingerprint
+    assert lines[4]["rows"] == champion.package.about["figures"]["n"]
+    assert audit.verify(audit.audit_path(config)) == (7, lines[6]["sha256"])
 
 
 def test_an_altered_file_in_the_registry_is_refused(clinic, registered, mlflow_here) -> None:

@@ -1,0 +1,118 @@
+"""A whole pipeline of patients with pseudonyms: who may read it, and what of it leaves."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from flows.ingest import ingest
+from flows.pipeline import pipeline
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from ehr_sn import cli, tracking
+from ehr_sn.config import load_config
+from ehr_sn.ingest import shards
+from ehr_sn.ingest.store import Store
+from ehr_sn.scoring.registry import promote, register
+from ehr_sn.scoring.score import score_with_champions
+
+KEY = "EHR_SN_TEST_KEY"
+FIRST = 7_310_000_000
+RULES = "promotion: {margin: 0.2, calibration_slope: [0.01, 99], calibration_intercept: [-9, 9]}"
+
+
+def changed(path: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    how(pd.read_csv(path)).to_csv(path, index=False)
+
+
+@pytest.fixture
+def keyed_clinic(small_clinic: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of 900 people with long ids, three without one, and four known to be diabetic before."""
+    monkeypatch.setenv(KEY, "k" * 32)
+    folder = small_clinic.parent
+    for table in ("people", "labs", "diagnoses"):
+        changed(folder / f"{table}.csv", lambda t: t.assign(person=t["person"] + FIRST))
+    nobody = pd.DataFrame({"person": [None] * 3, "age": 50, "last_day": 2000})
+    changed(folder / "people.csv", lambda people: pd.concat([people, nobody]).convert_dtypes())
+    before = pd.DataFrame({"person": FIRST + 1000 + pd.Series(range(4)), "day": -9, "icd": "E11"})
+    changed(folder / "diagnoses.csv", lambda diagnoses: pd.concat([diagnoses, before]))
+    privacy = f"privacy: {{pseudonym_key_env: {KEY}}}\n"
+    small_clinic.write_text(f"{small_clinic.read_text()}{privacy}{RULES}\n")
+    return small_clinic
+
+
+def ids_in(folder: Path) -> list[Path]:
+    signs = [str(FIRST)[:6].encode(), *((FIRST + 1000 + i).to_bytes(8, "little") for i in (4, 500))]
+    found = []
+    for path in filter(Path.is_file, folder.rglob("*")):
+        content = path.read_bytes()
+        if path.suffix == ".parquet":
+            content += pq.read_table(path).to_pandas().to_csv().encode()
+        found += [path] * any(sign in content for sign in signs)
+    return found
+
+
+def open_to_others(*folders: Path) -> list[Path]:
+    every = [path for folder in folders for path in (folder, *folder.rglob("*"))]
+    assert len(every) > 10
+    data = [path for path in every if path.name != "pyfunc.py"]  # this project's code, copied
+    return [path for path in data if path.stat().st_mode & 0o077]
+
+
+def test_nothing_kept_names_anybody_or_is_for_others_and_small_counts_stay(
+    keyed_clinic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = pipeline(str(keyed_clinic))
+    config = load_config(keyed_clinic)
+    register(config, store := Store(Path(ingest(str(keyed_clinic)))))
+    promote(config, ["diabetes"])
+    folder, _ = score_with_champions(config, Path("scores"), diseases=["diabetes"])
+    done = CliRunner().invoke(cli.app, ["report", str(keyed_clinic)])
+    assert done.exit_code == 0, done.output
+    kept = [Path(name) for name in ("data", "scores", "mlruns", "reports")]
+    assert [path for one in kept for path in ids_in(one)] == []
+    assert open_to_others(*kept) == []
+    assert pq.read_table(folder / "scores.parquet").num_rows == 900
+
+    exact = store.manifest["labels"]["diabetes"]
+    assert exact["recorded_before"] == 4
+    manifest = json.loads(artifact(parent, "manifest.json"))
+    told = manifest["labels"]["diabetes"]
+    assert told["recorded_before"] == "< 11"
+    assert told["eligible"] == "–"  # or the four could be reckoned
+    assert told["positive"] == exact["positive"]
+    assert [step["rule"] for step in store.manifest["cohort"]][:2] == ["read", "usable"]
+    assert manifest["cohort"][0]["rule"] == "read, usable"
+    assert manifest["cohort"][0]["rows"] == 900
+    aside = {"table": "people", "action": "row set aside"}
+    assert aside | {"count": 3} in store.manifest["quarantined"]
+    assert aside | {"count": "< 11"} in manifest["quarantined"]
+    found = [f for f in manifest["findings"] if f["where"] == "people"]
+    assert all(finding["count"] in ("< 11", "–") for finding in found)
+    for name in ("cohort.json", "labels.json"):
+        assert '"< 11"' in artifact(parent, name)
+    (run,) = tracking.finished_run(config, parent).run.inputs.dataset_inputs
+    assert json.loads(run.dataset.profile)["labels"]["diabetes"]["recorded_before"] == "< 11"
+    for page in Path("reports").rglob("*.*"):
+        cells = (f">{exact['eligible']}<", f"| {exact['eligible']} |")
+        assert not any(cell in page.read_text() for cell in cells)
+
+
+def test_other_processes_write_for_the_owner_only_too(
+    keyed_clinic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_ROWS", 900)
+    text = keyed_clinic.read_text()
+    keyed_clinic.write_text(f"{text}runner: {{kind: processes, workers: 1}}\n")
+    store = Path(ingest(str(keyed_clinic)))
+    assert len(list((store / "values").iterdir())) > 1
+    assert ids_in(Path("data")) == []
+    assert open_to_others(Path("data")) == []
+
+
+def artifact(run_id: str, name: str) -> str:
+    client = tracking._client()
+    return Path(client.download_artifacts(run_id, name)).read_text()
