@@ -13,7 +13,7 @@ from flows.retrain import retrain
 
 import pandas as pd
 import pytest
-from conftest import simulate
+from simulated_clinic import simulate
 from typer.testing import CliRunner
 
 from ehr_sn import cli

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import yaml
+from simulated_clinic import simulate
 
 from ehr_sn.config import Config, baseline_is_installed, load_config
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.models.train import NOTHING, Cell, Comparison, comparisons, train_cell
+from ehr_sn.scoring.package import read_package, write_package
+from ehr_sn.scoring.registry import Registered
 
 CONTENT: dict[str, Any] = {
     "dataset": "clinic",
@@ -56,32 +57,6 @@ CONTENT: dict[str, Any] = {
         "architectures": {"mlp": {"hidden": [8]}},
     },
 }
-
-
-def simulate(folder: Path, subjects: int, seed: int = 0) -> None:
-    """Three CSV tables: two tests, each of two thirds of the people, and the diseases they drive.
-
-    Nothing else but the tests drives them, so a model of the first thousand holds for the next.
-    """
-    rng = np.random.default_rng(seed)
-    person = np.arange(1000, 1000 + subjects)
-    people = pd.DataFrame(
-        {"person": person, "age": rng.integers(20, 90, subjects), "last_day": 2000}
-    )
-    labs, diagnoses = [], []
-    for test, icd in (("glucose", "E11"), ("pressure", "I10")):
-        level = rng.normal(100, 15, subjects)
-        measured = rng.random(subjects) < 2 / 3
-        for day in (-300, -20):
-            result = level + rng.normal(0, 3, subjects)
-            rows = {"person": person, "day": day, "test": test, "result": result.round(1)}
-            labs.append(pd.DataFrame(rows)[measured])
-        ill = rng.random(subjects) < 1 / (1 + np.exp(-(level - 110) / 5))
-        rows = {"person": person, "day": rng.integers(1, 1000, subjects), "icd": icd}
-        diagnoses.append(pd.DataFrame(rows)[ill])
-    people.to_csv(folder / "people.csv", index=False)
-    pd.concat(labs).to_csv(folder / "labs.csv", index=False)
-    pd.concat(diagnoses).to_csv(folder / "diagnoses.csv", index=False)
 
 
 @dataclass(frozen=True)
@@ -136,6 +111,17 @@ def with_baselines(clinic: Clinic) -> Clinic:
     for baseline in baselines:
         train_cell(config, clinic.store, Cell(NOTHING, NOTHING, baseline, 0))
     return Clinic(clinic.folder, config, clinic.store)
+
+
+@pytest.fixture(scope="session")
+def models(clinic: Clinic, tmp_path_factory: pytest.TempPathFactory) -> list[Registered]:
+    """The clinic's packages as the registry hands them out, version 3 of each."""
+    folder, comparison = tmp_path_factory.mktemp("packages"), clinic.comparison()
+    written = [
+        write_package(clinic.config, clinic.store, comparison, disease, folder / disease)
+        for disease in clinic.store.diseases
+    ]
+    return [Registered(path.name, 3, read_package(path)) for path in written]
 
 
 @pytest.fixture(scope="session")

@@ -14,21 +14,9 @@ from ehr_sn import cli, tracking
 from ehr_sn.errors import DataError
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.scoring.monitor import monitor, newest_scores, psi
-from ehr_sn.scoring.package import read_package, write_package
-from ehr_sn.scoring.registry import Registered
 from ehr_sn.scoring.score import score
 
 Extract = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def models(clinic, tmp_path_factory) -> list[Registered]:
-    folder, comparison = tmp_path_factory.mktemp("packages"), clinic.comparison()
-    written = [
-        write_package(clinic.config, clinic.store, comparison, disease, folder / disease)
-        for disease in clinic.store.diseases
-    ]
-    return [Registered(path.name, 1, read_package(path)) for path in written]
 
 
 @pytest.fixture(scope="module")

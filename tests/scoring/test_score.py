@@ -26,16 +26,6 @@ from ehr_sn.scoring.score import read_moment, score, score_with_champions, summa
 Score = Callable[..., Path]
 
 
-@pytest.fixture(scope="session")
-def models(clinic, tmp_path_factory) -> list[Registered]:
-    folder, comparison = tmp_path_factory.mktemp("packages"), clinic.comparison()
-    written = [
-        write_package(clinic.config, clinic.store, comparison, disease, folder / disease)
-        for disease in clinic.store.diseases
-    ]
-    return [Registered(path.name, 3, read_package(path)) for path in written]
-
-
 @pytest.fixture
 def run(clinic, models, tmp_path) -> Score:
     def run(source=None, config=clinic.config, **options) -> Path:
