@@ -23,7 +23,7 @@ demo: .venv/.installed
 	$(BIN)/ehr-sn run $(CONFIG)
 
 test: .venv/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff format --check .

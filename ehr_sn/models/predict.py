@@ -134,14 +134,20 @@ def below(prefix: str, tensors: Tensors) -> Tensors:
 
 def read_tuning(config: Config, store: Store, cell: Cell) -> dict[str, HeldOut]:
     """As `read_cell(...).held_out`, of the tuning rows, on which choices are made."""
-    with safe_open(cell_path(config, store, cell), framework="np") as file:
-        probability = file.get_tensor("probability/tuning")
+    probability = tuning_probability(config, store, cell)
     labels = store.labels()[store.splits()[:, cell.split] == "tuning"]
     eligible = ~np.isnan(labels)
     return {
         disease: HeldOut(labels[eligible[:, i], i], probability[i][:, eligible[:, i]])
         for i, disease in enumerate(store.diseases)
     }
+
+
+def tuning_probability(config: Config, store: Store, cell: Cell) -> NDArray[np.float32]:
+    """Predictions (diseases, seeds, rows) of all tuning rows, eligible or not."""
+    with safe_open(cell_path(config, store, cell), framework="np") as file:
+        probability: NDArray[np.float32] = file.get_tensor("probability/tuning")
+    return probability
 
 
 def best_comparison(config: Config, store: Store, among: Sequence[Comparison] = ()) -> Comparison:

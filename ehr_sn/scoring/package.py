@@ -41,6 +41,7 @@ from ehr_sn.models.predict import (
     network_predictors,
     read_model,
     read_tuning,
+    tuning_probability,
 )
 from ehr_sn.models.train import Cell, Comparison, Tensors, cell_path
 from ehr_sn.models.trees import trees_from_state
@@ -381,15 +382,16 @@ def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str
     split = store.splits()[:, cell.split]
     tuning = read_tuning(config, store, cell)[disease]
     calibrate = CalibrationMap.fit(tuning.y, tuning.ensemble)
-    labels = store.labels()[:, store.diseases.index(disease)]
-    eligible = ~np.isnan(labels[split == "tuning"])
+    place = store.diseases.index(disease)
+    eligible = ~np.isnan(store.labels()[split == "tuning", place])
+    everyone = tuning_probability(config, store, cell)[place].mean(axis=0)
     subjects = store.read("values", ["subject_id"])["subject_id"].to_numpy()[split == "tuning"]
     mapped = cross_fitted(tuning.y, tuning.ensemble, subjects[eligible])
     return {
         "calibration": calibrate.as_dict(),
         "figures": figures(tuning.y, mapped, tuning.ensemble),
         "training": _training(store, cell.split),
-        "scores": bins(calibrate(tuning.ensemble)),
+        "scores": bins(calibrate(everyone)),  # whoever is scored later may be ill already, too
     }
 
 

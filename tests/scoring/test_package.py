@@ -188,6 +188,7 @@ def test_it_says_what_it_was_trained_on_in_groups_of_eleven_or_more(clinic, pack
         assert min(bins["shares"]) * len(known) > 10.5
         assert (np.array(bins["edges"]) < known.max()).all()
     assert sum(about["scores"]["shares"]) == pytest.approx(1)
+    assert about["scores"]["rows"] == (clinic.store.splits()[:, 0] == "tuning").sum()  # all of them
     glucose = next(f for f in about["features"] if f["name"] == "glucose.last")
     assert (glucose["unit"], glucose["plausible"], glucose["aggregate"]) == (
         "mg/dL",
