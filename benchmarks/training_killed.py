@@ -63,9 +63,9 @@ def main() -> None:
         subprocess.run([sys.executable, "-c", cli, *simulate], check=True, capture_output=True)
         config = folder / "simulated.yaml"
         given = Path(__file__).parents[1] / "configs" / "simulated.yaml"
-        text = given.read_text().partition("train:")[0]
+        text = given.read_text().partition("\ntrain:")[0]
         text = text.replace("../data/simulated", str(folder / "tables"))
-        config.write_text(text + TRAINED)
+        config.write_text(f"{text}\n{TRAINED}")
         seconds = run(config, folder / "whole")
         expected = contents(folder / "whole")
         resumed = 0
