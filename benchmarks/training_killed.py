@@ -74,11 +74,14 @@ def main() -> None:
             run(config, out, kill_after=rng.uniform(0, seconds))
             left = contents(out)  # fails where a file under its final name cannot be read
             resumed += len(left) > 0
-            if any(left[name] != expected[name] for name in left):
-                sys.exit(f"kill {kill}: a file under its final name was not whole")
+            if torn := [name for name in left if left[name] != expected.get(name)]:
+                sys.exit(f"kill {kill}: not whole under its final name: {', '.join(torn)}")
             run(config, out)
-            if contents(out) != expected:
-                sys.exit(f"kill {kill}: what was left differs from the undisturbed run")
+            found = contents(out)
+            if found != expected:
+                names = sorted(found.keys() | expected.keys())
+                other = [name for name in names if found.get(name) != expected.get(name)]
+                sys.exit(f"kill {kill}: other than undisturbed: {', '.join(other)}")
     Console().print(
         f"{args.kills} kills within {seconds:.1f} s: every store, cell and model as undisturbed; "
         f"{resumed} went on from what was finished"

@@ -228,7 +228,9 @@ def common_codes(
     told: dict[str, dict[str, Any]] = {
         source: {"events": n, "codes": {}} for source, n in events.items()
     }
-    for (source, code), (n, subjects) in sorted(counts.items(), key=lambda item: -item[1][0]):
+    for (source, code), (n, subjects) in sorted(
+        counts.items(), key=lambda item: (-item[1][0], item[0])
+    ):
         if subjects >= SMALLEST_GROUP and len(told[source]["codes"]) < MOST_CODES:
             told[source]["codes"][code] = n
     return told

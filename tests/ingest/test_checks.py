@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ehr_sn.ingest.checks import common_codes
 from ehr_sn.ingest.store import check
 
 
@@ -150,3 +151,12 @@ def test_a_column_that_repeats_another_in_any_unit_is_found(hospital):
     ]
     assert "hold the same value in" in found[0]["message"]
     assert "lie on one line" in found[1]["message"]
+
+
+def test_common_codes_come_in_one_order_whatever_that_of_the_counts() -> None:
+    rows = [("labs", code, 50, 30) for code in ("c", "a", "b")] + [("labs", "rare", 50, 3)]
+    told = common_codes(rows, {"labs": 200})
+    assert list(told["labs"]["codes"]) == ["a", "b", "c"]
+    assert common_codes(rows[::-1], {"labs": 200}) == told
+    shards = [("labs", "a", 20, 6), ("labs", "a", 30, 6)]
+    assert common_codes(shards, {"labs": 50}) == {"labs": {"events": 50, "codes": {"a": 50}}}
