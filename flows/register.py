@@ -1,4 +1,4 @@
-"""Flow: trained cells → registered models, champions by rule. `python flows/register.py CONFIG`"""
+"""Flow: trained cells → registered models, challengers. `python flows/register.py CONFIG`"""
 
 from pathlib import Path
 
@@ -17,26 +17,14 @@ def register_models(config_path: str, store_path: str) -> dict[str, int]:
     return registry.register(load_config(config_path), Store(Path(store_path)))
 
 
-@step(name="promote models")
-def promote_models(config_path: str) -> dict[str, bool]:
-    decisions = registry.promote(load_config(config_path))
-    return {disease: decision.promoted for disease, decision in decisions.items()}
-
-
 @flow(name="register")
-def register(
-    config_path: str, store_path: str | None = None, promote: bool = False
-) -> dict[str, int]:
+def register(config_path: str, store_path: str | None = None) -> dict[str, int]:
     """Register the best comparison's models as challengers; returns disease → version.
 
-    The comparison must have been trained. With `promote` each becomes the champion if the rules
-    allow it.
+    The comparison must have been trained.
     """
     store_path = str(Path(store_path or ingest(config_path)).absolute())
-    versions = register_models(config_path, store_path)
-    if promote:
-        promote_models(config_path)
-    return versions
+    return register_models(config_path, store_path)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,19 @@ The same tables and configuration give the same models: then nothing is trained 
 from pathlib import Path
 
 from flows.pipeline import pipeline
-from flows.register import promote_models, register
-from flows.tasks import config_argument, scheduled
+from flows.register import register
+from flows.tasks import config_argument, scheduled, step
 
 from prefect.artifacts import create_table_artifact
+
+from ehr_sn.config import load_config
+from ehr_sn.scoring import registry
+
+
+@step(name="promote models")
+def promote_models(config_path: str) -> dict[str, bool]:
+    decisions = registry.promote(load_config(config_path))
+    return {disease: decision.promoted for disease, decision in decisions.items()}
 
 
 @scheduled(name="retrain")

@@ -194,6 +194,11 @@ def fit(
     )
 
 
+def device_of(name: str) -> str:
+    """What a configuration's `device` means here: `auto` is the GPU if there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
 def _train(
     runs: list[_Run],
     best: StackedMLP,

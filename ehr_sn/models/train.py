@@ -28,7 +28,7 @@ from ehr_sn.ingest.store import Store
 from ehr_sn.missing import get_state, make_method, set_state
 from ehr_sn.missing.amputate import find_panels
 from ehr_sn.models.baselines import BASELINES, fit_baseline, with_masked_copies
-from ehr_sn.models.fit import Architecture, Budget, Fitted, Task, fit
+from ehr_sn.models.fit import Architecture, Budget, Fitted, Task, device_of, fit
 from ehr_sn.models.masking import Masking, masking_of
 from ehr_sn.models.methods import find_method
 from ehr_sn.models.mixture import Mixture, fit_mixture
@@ -471,7 +471,7 @@ def _train(
             balance_classes=train.balance_classes,
         ),
         masking=rows.masking,
-        device=_device(train.device),
+        device=device_of(train.device),
     )
     return _Part(networks, rows, learned, learn_seconds + perf_counter() - started)
 
@@ -513,7 +513,7 @@ def _learned(
             tuning_rows=split == "tuning",
             seeds=list(seeds),
             masking=masking,
-            device=_device(config.train.device),
+            device=device_of(config.train.device),
         )
         _write(path, learned.state(), {"seconds": round(perf_counter() - started, 3)})
     with safe_open(path, framework="pt") as file:
@@ -600,10 +600,6 @@ def _mixture(rows: NDArray[np.float32]) -> Mixture:
     """The mixture of training rows [x | mask]."""
     x, mask = np.hsplit(rows, 2)
     return fit_mixture(x, mask > 0)
-
-
-def _device(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _padded(curves: list[list[float]], shape: tuple[int, int]) -> torch.Tensor:

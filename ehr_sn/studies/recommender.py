@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import Field, PositiveFloat
 
+from ehr_sn.models.fit import device_of
 from ehr_sn.studies.autoencoder import (
     FACTORS,
     Budget,
@@ -100,7 +100,7 @@ def run_cell(config: Config, data: Path | None, cell: str) -> Part:
                 Budget(rate, decay, config.batch_size, config.max_epochs, config.patience),
                 FACTORS[variant],
                 seed=seed,
-                device=_device(config),
+                device=device_of(config.device),
             )
         (rate, decay), best = min(found.items(), key=lambda pair: pair[1].tuning_rmse)
         chosen[f"{model} · {variant}"] = f"learning rate {rate:g}, weight decay {decay:g}"
@@ -184,9 +184,3 @@ def _thinned(ratings: Ratings, parts: Split, rows: Rows, seed: int) -> Rows:
     """The training rows with a random share of their ratings, and no others."""
     kept = np.random.default_rng([seed, 1]).random(len(parts.train)) < GIVEN
     return Rows(ratings, parts.train[kept], rows.axis)
-
-
-def _device(config: Config) -> str:
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.device

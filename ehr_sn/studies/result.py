@@ -30,6 +30,7 @@ from ehr_sn.evaluate.table import ESTABLISHED, p_value, plain_table
 BINS = 5
 SHORT_SN = ("sparsity_normalization", "SN")
 MOST_COLUMNS = 5  # settings that a table of every variant has room for
+SHORTEST_NAME = 10  # signs of a setting in a line, on a terminal of 80 columns
 
 
 @dataclass(frozen=True)
@@ -230,8 +231,8 @@ class StudyResult:
 
     def _headline(self) -> Table:
         table = plain_table(f"{self.title} · {self.metric}")
-        table.add_column("")
-        for column in ("w/o SN", "w/ SN", "Difference [95 % CI]", "p", "p (Holm)"):
+        table.add_column("", min_width=SHORTEST_NAME)
+        for column in ("w/o SN", "w/ SN", "Difference\n[95 % CI]", "p", "p (Holm)"):
             table.add_column(column, justify="right", no_wrap=True)
         for setting in self.settings:
             if (setting, self.sn) in self.tests:
@@ -397,4 +398,4 @@ def _interval(test: PairedT) -> str:
     if np.isnan(test.ci_low):
         return f"{test.mean:+.4f}"
     difference, low, high = (f"{number:+.4f}" for number in numbers)
-    return f"{difference} [{low}, {high}]"
+    return f"{difference}\n[{low}, {high}]"

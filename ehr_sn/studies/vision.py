@@ -21,6 +21,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from sklearn.model_selection import train_test_split
 
 from ehr_sn.config import Distinct, Some, StrictModel
+from ehr_sn.models.fit import device_of
 from ehr_sn.studies.autoencoder import FACTORS, Factor
 from ehr_sn.studies.framework import CONSTANT_SCALE, TUNED, StudyConfig
 from ehr_sn.studies.images import Images, image_files, observed_pixels, read_images
@@ -245,8 +246,7 @@ def drift(fewest: NDArray[np.float32], most: NDArray[np.float32]) -> float:
 
 
 def _given(config: Config, images: Images, rows: Rows, job: Job) -> Given:
-    name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name if config.device == "auto" else config.device)
+    device = torch.device(device_of(config.device))
     low, high = config.missing if job.kind == "pixels missing" else (0.0, 0.0)
     drawn, fewest, most = (
         observed_pixels(images.pixels.shape, rates, config.seed + job.repeat)
