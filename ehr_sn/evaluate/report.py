@@ -373,6 +373,7 @@ def write_report(config: Config, store: Store, recorded: Recorded, folder: Path)
         "labels": {name: shown_label(n, smallest) for name, n in store.manifest["labels"].items()},
         "REFERENCE": REFERENCE,
         "SN": SN,
+        "NOTHING": NOTHING,
         "name_of": name_of,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """A whole pipeline of patients with pseudonyms: who may read it, and what of it leaves."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +100,10 @@ def test_nothing_kept_names_anybody_or_is_for_others_and_small_counts_stay(
     for page in Path("reports").rglob("*.*"):
         cells = (f">{exact['eligible']}<", f"| {exact['eligible']} |")
         assert not any(cell in page.read_text() for cell in cells)
+    page = Path("reports/clinic/report.html").read_text()
+    diabetes, hypertension = re.findall(r"<th>\(rows\)</th>(.*?)</tr>", page)[:2]
+    assert diabetes.count("–") == 6  # which add up to the eligible
+    assert "–" not in hypertension
 
 
 def test_other_processes_write_for_the_owner_only_too(
