@@ -238,7 +238,8 @@ class StudyResult:
             if (setting, self.sn) in self.tests:
                 test, p = self.tests[setting, self.sn]
                 both = (_shown(self.mean_sd(setting, v)) for v in (self.reference, self.sn))
-                table.add_row(setting, *both, _interval(test), p_value(test.p), p_value(p))
+                name = setting.replace("_", " ")  # so that it can go on in another line
+                table.add_row(name, *both, _interval(test), p_value(test.p), p_value(p))
         return table
 
     def _every_variant(self) -> Table:
