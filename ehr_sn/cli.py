@@ -2,16 +2,18 @@
 
 import atexit
 import json
+import logging
 import os
 import signal
 import sys
 import warnings
 from collections import Counter
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 from time import perf_counter
 from typing import Annotated, Any, Literal
 
+import psutil
 import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
@@ -65,6 +67,9 @@ Data = Annotated[
 ]
 ALARM = 3  # exit code of `monitor` that has found one
 INTERRUPTED = 130  # exit code after Ctrl-C
+STOPPED = "Stopped. Run the same command again to resume."
+PATIENCE = 10.0  # seconds after Ctrl-C until what still runs is ended
+ends_by_itself = Event()  # set where Ctrl-C must wait, however long it takes
 QUIET = "CRITICAL"  # of Prefect, whose log says little that the command does not
 
 ConfigFile = Annotated[
@@ -568,6 +573,7 @@ def serve(
     """
     if os.environ.get("PREFECT_LOGGING_LEVEL") == QUIET:
         os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"  # here the log is what there is to look at
+    ends_by_itself.set()  # runs are ended in Prefect before its server is
     from flows.serve import serve as run_schedules
 
     run_schedules(file, port, lambda told: err.print(told, highlight=False, soft_wrap=True))
@@ -605,7 +611,7 @@ def main() -> None:
         app()
     except BaseException as error:
         if interrupted.is_set():  # whatever a library has made of it on its way up
-            err.print("Stopped. Run the same command again to resume.")
+            err.print(STOPPED)
             _fall_silent()  # what was interrupted in native code is noisy about it
             sys.exit(INTERRUPTED)
         if isinstance(error, EhrSnError):
@@ -624,10 +630,27 @@ def _listen_for_interrupts() -> Event:
 
     Python's own handler would do for the first, but asyncio replaces it, and only it, by one that
     cancels what runs at that moment: libraries that then carry on would carry on with the command.
+
+    A terminal sends Ctrl-C to Prefect's server and to workers as well, and what waits for them may
+    wait for long: after `PATIENCE` seconds, or at a second Ctrl-C, all of it is ended. Nothing is
+    lost: files get their names when they are whole.
     """
     interrupted = Event()
 
+    def stop() -> None:
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
+        err.print(STOPPED)
+        os._exit(INTERRUPTED)
+
     def interrupt(_signal: int, _frame: object) -> None:
+        if not ends_by_itself.is_set():
+            logging.disable()  # of what the server's end means to those that talk to it
+            if interrupted.is_set():
+                stop()
+            timer = Timer(PATIENCE, stop)
+            timer.daemon = True
+            timer.start()
         interrupted.set()
         raise KeyboardInterrupt
 

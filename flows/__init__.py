@@ -1,6 +1,9 @@
 """Thin Prefect flows around `ehr_sn`. They run with or without a Prefect server."""
 
+import multiprocessing
 import os
+import signal
+import threading
 
 # Set before Prefect is imported. Without an API URL each process starts a server of its own,
 # which on a busy machine takes longer than Prefect's default patience.
@@ -10,3 +13,9 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 # Set in every process that runs a flow or a task: what they write is for its owner alone.
 os.umask(0o077)
+
+# Ctrl-C reaches every process of the terminal. A worker that raised it would leave Prefect waiting
+# for ever; it finishes its cell instead, and the command, which waits for that, stops.
+is_main_thread = threading.current_thread() is threading.main_thread()
+if multiprocessing.parent_process() is not None and is_main_thread:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

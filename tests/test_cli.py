@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from time import sleep
 
+import psutil
 import pytest
 
 PEOPLE = "id,age,seen\n" + "".join(f"{i},{20 + i % 60},2000\n" for i in range(400))
@@ -138,3 +139,31 @@ def test_ctrl_c_stops_with_one_line_that_says_how_to_resume(ward: Path, reached:
     assert running.returncode == 130
     assert said.rstrip().endswith("Stopped. Run the same command again to resume.")
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_ctrl_c_in_a_terminal_ends_the_server_and_all_workers_too(ward: Path, kind: str) -> None:
+    ward.write_text(f"{ward.read_text()}runner: {{kind: {kind}, workers: 2}}\n")
+    with subprocess.Popen(
+        [*COMMAND, "run", "ward.yaml"],
+        cwd=ward.parent,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        while running.poll() is None and not list(ward.parent.glob("data/ward/cells")):
+            sleep(0.1)
+        os.killpg(running.pid, signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert said.rstrip().endswith("Stopped. Run the same command again to resume.")
+    assert "Traceback" not in said
+    assert not [p for p in psutil.process_iter() if p.status() != "zombie" and in_group(p, running)]
+
+
+def in_group(process: psutil.Process, leader: subprocess.Popen[str]) -> bool:
+    try:
+        return os.getpgid(process.pid) == leader.pid
+    except ProcessLookupError:
+        return False
