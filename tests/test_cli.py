@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
 
@@ -125,25 +127,23 @@ def test_compare_without_a_run_says_what_to_do(ward: Path) -> None:
 
 @pytest.mark.parametrize("reached", ["data/ward", "data/ward/*/manifest.json", "mlruns/mlflow.db"])
 def test_ctrl_c_stops_with_one_line_that_says_how_to_resume(ward: Path, reached: str) -> None:
-    with subprocess.Popen(
-        [*COMMAND, "run", "ward.yaml"],
-        cwd=ward.parent,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as running:
-        while running.poll() is None and not list(ward.parent.glob(reached)):
-            sleep(0.1)
+    with running_until(ward, reached) as running:
         running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=120)
-    assert running.returncode == 130
-    assert said.rstrip().endswith("Stopped. Run the same command again to resume.")
-    assert "Traceback" not in said
+        assert_stopped(running)
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_ctrl_c_in_a_terminal_ends_the_server_and_all_workers_too(ward: Path, kind: str) -> None:
     ward.write_text(f"{ward.read_text()}runner: {{kind: {kind}, workers: 2}}\n")
+    with running_until(ward, "data/ward/cells") as running:
+        os.killpg(running.pid, signal.SIGINT)
+        assert_stopped(running)
+    assert not [p for p in psutil.process_iter() if p.status() != "zombie" and in_group(p, running)]
+
+
+@contextmanager
+def running_until(ward: Path, reached: str) -> Iterator[subprocess.Popen[str]]:
+    """The run of the ward, in a process group of its own, once such a file is there."""
     with subprocess.Popen(
         [*COMMAND, "run", "ward.yaml"],
         cwd=ward.parent,
@@ -152,14 +152,16 @@ def test_ctrl_c_in_a_terminal_ends_the_server_and_all_workers_too(ward: Path, ki
         text=True,
         start_new_session=True,
     ) as running:
-        while running.poll() is None and not list(ward.parent.glob("data/ward/cells")):
+        while running.poll() is None and not list(ward.parent.glob(reached)):
             sleep(0.1)
-        os.killpg(running.pid, signal.SIGINT)
-        _, said = running.communicate(timeout=60)
+        yield running
+
+
+def assert_stopped(running: subprocess.Popen[str]) -> None:
+    _, said = running.communicate(timeout=120)
     assert running.returncode == 130
     assert said.rstrip().endswith("Stopped. Run the same command again to resume.")
     assert "Traceback" not in said
-    assert not [p for p in psutil.process_iter() if p.status() != "zombie" and in_group(p, running)]
 
 
 def in_group(process: psutil.Process, leader: subprocess.Popen[str]) -> bool:
