@@ -644,6 +644,7 @@ def _listen_for_interrupts() -> Event:
         os._exit(INTERRUPTED)
 
     def interrupt(_signal: int, _frame: object) -> None:
+        logging.getLogger("asyncio").disabled = True  # what is cut off now is no error
         if not ends_by_itself.is_set():
             logging.disable()  # of what the server's end means to those that talk to it
             if interrupted.is_set():
