@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections import Counter
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event, Thread, Timer
 from time import perf_counter
 from typing import Annotated, Any, Literal
 
@@ -633,13 +633,17 @@ def _listen_for_interrupts() -> Event:
 
     A terminal sends Ctrl-C to Prefect's server and to workers as well, and what waits for them may
     wait for long: after `PATIENCE` seconds, or at a second Ctrl-C, all of it is ended. Nothing is
-    lost: files get their names when they are whole.
+    lost: files get their names when they are whole, and the run in MLflow is marked as failed.
     """
     interrupted = Event()
 
     def stop() -> None:
         for process in psutil.Process().children(recursive=True):
             process.kill()
+        if tracking := sys.modules.get("ehr_sn.tracking"):
+            telling = Thread(target=tracking.fail_open, daemon=True)
+            telling.start()
+            telling.join(PATIENCE / 2)  # what was cut off may have MLflow's database locked
         err.print(STOPPED)
         os._exit(INTERRUPTED)
 

@@ -307,6 +307,9 @@ class Tracker:
         )
 
 
+_open: list[Tracker] = []  # parent runs that this process has begun and not ended
+
+
 @contextmanager
 def tracked(config: Config, store: Store, force: bool = False) -> Iterator[Tracker]:
     """Open the parent run of this store and configuration: a new one, or the one to resume.
@@ -338,11 +341,20 @@ def tracked(config: Config, store: Store, force: bool = False) -> Iterator[Track
     tracker = Tracker(client, experiment_id, existing.info.run_id, run_hash)
     if not tracker.is_finished():
         client.update_run(tracker.parent_id, status="RUNNING")
+    _open.append(tracker)
     try:
         yield tracker
     except BaseException:
         tracker.fail()
         raise
+    finally:
+        _open.remove(tracker)
+
+
+def fail_open() -> None:
+    """Mark as failed what `tracked` has open: for a process that ends without unwinding."""
+    for tracker in _open:
+        tracker.fail()
 
 
 def run_hash_of(config: Config, store: Store) -> str:
