@@ -148,7 +148,10 @@ def train(config_path: str, store_path: str | None = None, force: bool = False) 
 
 
 class StepProgress(Progress):
-    """A progress bar that also keeps how long each kind of step took."""
+    """A progress bar that also keeps how long each kind of step took.
+
+    Where stderr is no terminal (a log of cron or a service), a line at each tenth of the way.
+    """
 
     def __init__(self, steps: int):
         super().__init__(
@@ -161,6 +164,7 @@ class StepProgress(Progress):
             transient=True,
         )
         self.seconds: Counter[str] = Counter()
+        self._steps, self._started = steps, perf_counter()
         self._bar = self.add_task("", total=steps)
 
     @contextmanager
@@ -170,6 +174,10 @@ class StepProgress(Progress):
         yield
         self.seconds[kind] += perf_counter() - started
         self.advance(self._bar)
+        done = int(self.tasks[self._bar].completed)
+        if not self.console.is_terminal and 10 * done % self._steps < 10:
+            elapsed = perf_counter() - self._started
+            self.console.print(f"{done} of {self._steps} steps done, {elapsed:.0f} s")
 
 
 if __name__ == "__main__":

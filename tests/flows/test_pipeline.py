@@ -1,6 +1,7 @@
 """Whole pipelines on simulated tables, with a real Prefect and a real MLflow."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -224,3 +225,5 @@ def test_flow_files_run_by_themselves(small_clinic: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(children(done.stdout.split()[-1])) == 4
+    steps = re.findall(r"(\d+) of (\d+) steps done", done.stderr)  # no terminal: lines, no bar
+    assert steps and steps[-1][0] == steps[-1][1]
