@@ -122,19 +122,20 @@ class Tracker:
             recorded[method, scaler, architecture].append(run)
         return recorded
 
+    def _delete(self, name: str) -> None:
+        """Delete what an interrupted attempt has left of a run below the parent."""
+        named = f"attributes.run_name = '{name}'"
+        for run in _children(self.client, self.experiment_id, self.parent_id, named):
+            for one in [*_children(self.client, self.experiment_id, run.info.run_id), run]:
+                self.client.delete_run(one.info.run_id)
+
     def fail(self) -> None:
         self.client.set_terminated(self.parent_id, status="FAILED")
 
     def log_comparison(
         self, config: Config, store: Store, method: str, scaler: str, architecture: str
     ) -> None:
-        """Evaluate one method's trained cells and record a run a disease below the parent.
-
-        What an interrupted attempt at the same left half-said is deleted.
-        """
-        recorded = self._recorded()
-        for run in recorded[method, scaler, architecture] + recorded["", "", ""]:
-            self.client.delete_run(run.info.run_id)
+        """Evaluate one method's trained cells and record a run a disease below the parent."""
         cells = _read_cells(config, store, method, scaler, architecture)
         against = reference_of(config, (method, scaler, architecture))
         reference = _held_out(_read_cells(config, store, *against)) if against else None
@@ -177,11 +178,12 @@ class Tracker:
         diagnosis: Diagnosis,
         learned: Sequence[Representation],
     ) -> None:
+        names = [params[key] for key in ("method", "architecture", "scaler", "disease")]
+        name = " · ".join(names).replace("sparsity_normalization", "SN")
+        self._delete(name)
         run = self.client.create_run(
             self.experiment_id,
-            run_name=" · ".join(
-                params[key] for key in ("method", "architecture", "scaler", "disease")
-            ).replace("sparsity_normalization", "SN"),
+            run_name=name,
             tags=_tags(store, self.run_hash) | {"mlflow.parentRunId": self.parent_id},
         )
         run_id = run.info.run_id
@@ -205,15 +207,12 @@ class Tracker:
         self.client.set_terminated(run_id)
 
     def log_tuning(self, config: Config, store: Store, comparison: Comparison) -> None:
-        """Record the trials of a comparison below one run, in place of what was said of them."""
+        """Record the trials of a comparison below one run."""
         client, experiment_id = self.client, self.experiment_id
         method, scaler, architecture = comparison
         params = {"method": method, "scaler": scaler, "architecture": architecture}
         name = " · ".join(["tuning", method, architecture, scaler])
-        for run in _children(client, experiment_id, self.parent_id):
-            if run.info.run_name == name:
-                for one in [*_children(client, experiment_id, run.info.run_id), run]:
-                    client.delete_run(one.info.run_id)
+        self._delete(name)
 
         def start(name: str, kind: str, parent_id: str) -> str:
             tags = {"ehr_sn.kind": kind, "mlflow.parentRunId": parent_id}
@@ -622,8 +621,11 @@ def _parent(
     return found[0] if found else None
 
 
-def _children(client: MlflowClient, experiment_id: str, parent_id: str) -> list[Run]:
-    condition, token = f"tags.`mlflow.parentRunId` = '{parent_id}'", None
+def _children(
+    client: MlflowClient, experiment_id: str, parent_id: str, *conditions: str
+) -> list[Run]:
+    condition = " and ".join([f"tags.`mlflow.parentRunId` = '{parent_id}'", *conditions])
+    token = None
     runs: list[Run] = []
     while True:
         page = client.search_runs(

@@ -226,4 +226,5 @@ def test_flow_files_run_by_themselves(small_clinic: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(children(done.stdout.split()[-1])) == 4
     steps = re.findall(r"(\d+) of (\d+) steps done", done.stderr)  # no terminal: lines, no bar
-    assert steps and steps[-1][0] == steps[-1][1]
+    assert steps
+    assert steps[-1][0] == steps[-1][1]
