@@ -8,6 +8,7 @@ from ehr_sn.missing.chained import MiceImputer, MissForestImputer, MultipleImput
 from ehr_sn.missing.gain import GainImputer
 from ehr_sn.missing.imputers import (
     METHODS,
+    CountAppender,
     Erasure,
     MeanImputer,
     MedianImputer,
@@ -36,6 +37,7 @@ __all__ = [
     "METHODS",
     "SCALERS",
     "ConstantScaler",
+    "CountAppender",
     "Erasure",
     "GainImputer",
     "MeanImputer",

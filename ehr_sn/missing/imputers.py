@@ -25,6 +25,7 @@ from ehr_sn.missing.scalers import RowTransformer, Winsoriser, make_scaler
 
 __all__ = [
     "METHODS",
+    "CountAppender",
     "Erasure",
     "MeanImputer",
     "MedianImputer",
@@ -207,6 +208,32 @@ class MostFrequentImputer(_ColumnImputer):
     def _statistic(self, X: NDArray[np.floating]) -> NDArray[np.floating]:
         counted = (np.unique(x[~np.isnan(x)], return_counts=True) for x in X.T)
         return np.array([values[count.argmax()] for values, count in counted])
+
+
+@register("zero+count")
+class CountAppender(MissingMethod):
+    """Fill with 0 and append how many entries of the row are observed, as a z-score.
+
+    What sparsity normalization corrects for is this number, so it is the plainest alternative:
+    tell it to the network. Mean and sd are those of training rows.
+
+    >>> nan = float("nan")
+    >>> CountAppender().fit_transform([[1.0, nan], [2.0, 3.0]])
+    array([[ 1.,  0., -1.],
+           [ 2.,  3.,  1.]])
+    """
+
+    def _fit(self, X: NDArray[np.floating]) -> None:
+        count = (~np.isnan(X)).sum(axis=1)
+        self.count_mean_ = float(count.mean())
+        self.count_sd_ = float(count.std()) or 1.0
+
+    def _fill(self, X: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDArray[np.floating]:
+        z = (observed.sum(axis=1, keepdims=True) - self.count_mean_) / self.count_sd_
+        return np.hstack([np.where(observed, X, X.dtype.type(0)), z.astype(X.dtype)])
+
+    def _names(self, features: NDArray[np.object_]) -> NDArray[np.object_]:
+        return np.append(features, "observed.count")
 
 
 def method_names() -> list[str]:
