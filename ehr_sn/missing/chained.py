@@ -34,6 +34,8 @@ class _ChainedImputer(ModelImputer):
     predictors_ : int array (steps, m), the columns it is predicted from
     """
 
+    block = 1024  # a step is a few calls of NumPy, whatever the rows
+
     def __init__(
         self,
         *,

@@ -80,9 +80,11 @@ class MissingMethod(RowTransformer):
         self.add_mask = add_mask
 
     def _transform(self, X: NDArray[np.floating]) -> NDArray[np.floating]:
-        observed = ~np.isnan(X)
-        filled = self._fill(X, observed)
-        return np.hstack([filled, observed.astype(X.dtype)]) if self.add_mask else filled
+        return self.finish(self._fill(X, ~np.isnan(X)), X)
+
+    def finish(self, filled: NDArray[np.floating], X: NDArray[np.floating]) -> NDArray[np.floating]:
+        """What `transform` makes of rows X that are filled already: appends the mask, if asked."""
+        return np.hstack([filled, (~np.isnan(X)).astype(X.dtype)]) if self.add_mask else filled
 
     def erasure(self) -> Erasure | None:
         """How output rows change when entries go missing; None if other entries change as well."""

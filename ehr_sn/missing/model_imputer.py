@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +11,6 @@ from numpy.typing import NDArray
 from ehr_sn.missing.imputers import MissingMethod
 
 __all__ = ["ModelImputer", "product"]
-
-BLOCK = 256
-"""Rows that are completed at once, which bounds the memory taken."""
 
 Rows = NDArray[np.float64]
 
@@ -49,6 +47,9 @@ class ModelImputer(MissingMethod):
         (1 where they do not vary), and the range of their z-scores
     """
 
+    block: ClassVar[int] = 256
+    """Rows that are completed at once, which bounds the memory taken."""
+
     def __init__(self, *, max_rows: int = 4000, seed: int = 0, add_mask: bool = False) -> None:
         super().__init__(add_mask=add_mask)
         self.max_rows = max_rows
@@ -79,8 +80,8 @@ class ModelImputer(MissingMethod):
     def _fill(self, X: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDArray[np.floating]:
         filled = np.where(observed, X, self.fill_.astype(X.dtype))
         gaps = np.flatnonzero(~observed[:, self.columns_].all(axis=1))
-        for start in range(0, len(gaps), BLOCK):
-            rows = gaps[start : start + BLOCK]
+        for start in range(0, len(gaps), self.block):
+            rows = gaps[start : start + self.block]
             x = X[np.ix_(rows, self.columns_)].astype(np.float64)
             predicted = self._predict((x - self.centre_) / self.scale_)
             z = np.clip(predicted, self.low_, self.high_)

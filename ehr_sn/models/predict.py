@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from ehr_sn.models.trees import StackedTrees, trees_from_state
 LEARNED = ("network/", "method/", "trees/")
 Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Raw rows (rows, features), NaN = missing, to probabilities (diseases, seeds, rows)."""
+Fill = Callable[[Pipeline, NDArray[np.float32]], NDArray[np.float32]]
+"""Takes rows through a fitted method, as `Pipeline.transform` does."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,11 @@ class NetworkPredictor:
     network: StackedMLP
     diseases: int
     block: int = 1024
+    fill: Fill = Pipeline.transform
 
     def __call__(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Raw rows (rows, features) to probabilities (diseases, seeds, rows)."""
-        rows = self.method.transform(values)
+        rows = self.fill(self.method, values)
         probability = self.network.predict_proba(rows, block=self.block)
         return probability.reshape(self.diseases, -1, len(values)).numpy()
 
@@ -83,15 +86,19 @@ class Preparation:
         return set_state(pipeline, {name: tensor.numpy() for name, tensor in state.items()})
 
 
-def load_predictor(config: Config, store: Store, cell: Cell) -> Predict:
+def load_predictor(
+    config: Config, store: Store, cell: Cell, fill: Fill = Pipeline.transform
+) -> Predict:
     """What the trained cell predicts with.
 
-    For the held-out rows it gives, bit for bit, the probabilities that the file holds.
+    For the held-out rows it gives, bit for bit, the probabilities that the file holds. `fill` may
+    take the place of `Pipeline.transform`, such as to keep what several cells need.
     """
     preparation, tensors = read_model(config, store, cell)
     if trees := below("trees/", tensors):
         return TreesPredictor(trees_from_state(trees), len(store.diseases))
-    parts = network_predictors(preparation, tensors, len(store.diseases))
+    loaded = network_predictors(preparation, tensors, len(store.diseases))
+    parts = [replace(part, fill=fill) for part in loaded]
     if len(parts) == 1:
         return parts[0]
     return lambda values: np.concatenate([predict(values) for predict in parts], axis=1)

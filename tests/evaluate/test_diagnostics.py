@@ -15,6 +15,7 @@ from ehr_sn.config import load_config
 from ehr_sn.evaluate import diagnostics
 from ehr_sn.evaluate.diagnostics import (
     RATES,
+    Filled,
     Shift,
     ShiftedRows,
     diagnose,
@@ -24,6 +25,7 @@ from ehr_sn.evaluate.diagnostics import (
 )
 from ehr_sn.evaluate.metrics import auroc, calibration
 from ehr_sn.ingest.store import Store, ingest
+from ehr_sn.missing import make_method
 from ehr_sn.models.predict import best_comparison, load_predictor, read_tuning
 from ehr_sn.models.train import NOTHING, Cell, cell_path, read_cell, train_cell
 
@@ -244,3 +246,32 @@ def test_the_glucose_tolerance_test_gives_diabetes_away_by_its_absence(shared_da
     config.write_text(yaml.safe_dump(content))
     (audit,) = leak_audit(Store(ingest(load_config(config))))
     assert [(leak.feature, leak.when) for leak in audit.leaks] == [("LBXGLT", "absent")]
+
+
+@pytest.mark.parametrize("kept", [0, 2**20])
+@pytest.mark.parametrize("name", ["mean", "mice", "sparsity_normalization", "piecewise_linear"])
+def test_what_is_filled_once_serves_the_variant_with_the_mask(name, kept, monkeypatch):
+    monkeypatch.setattr(diagnostics, "KEPT", kept)
+    rng = np.random.default_rng(0)
+    rows = np.where(rng.random((60, 4)) < 0.3, np.nan, rng.normal(size=(60, 4))).astype("f4")
+    plain, masked = (make_method(n).fit(rows) for n in (name, f"{name}+mask"))
+    expected = [method.transform(rows) for method in (plain, masked)]
+    filled, calls = Filled(), []
+    fill = type(plain[-1])._fill
+    monkeypatch.setattr(
+        type(plain[-1]), "_fill", lambda self, *rest: calls.append(1) or fill(self, *rest)
+    )
+    for method, made in zip((plain, masked), expected, strict=True):
+        assert_array_equal(filled(method, rows), made)
+        assert_array_equal(filled(method, rows), made)
+    assert len(calls) == (1 if kept else 4)
+
+
+def test_methods_of_other_parameters_and_other_rows_are_filled_anew():
+    rng = np.random.default_rng(0)
+    rows = np.where(rng.random((60, 4)) < 0.3, np.nan, rng.normal(size=(60, 4))).astype("f4")
+    filled, turned = Filled(), rows[::-1]
+    for exponent in (0.5, 1.0):
+        method = make_method("sparsity_normalization", exponent=exponent).fit(rows)
+        for table in (rows, turned):
+            assert_array_equal(filled(method, table), method.transform(table))
