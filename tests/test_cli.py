@@ -3,11 +3,10 @@
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
 
@@ -139,9 +138,6 @@ def test_ctrl_c_in_a_terminal_ends_the_server_and_all_workers_too(ward: Path, ki
     with running_until(ward, "data/ward/cells") as running:
         os.killpg(running.pid, signal.SIGINT)
         assert_stopped(running)
-    with closing(sqlite3.connect(ward.parent / "mlruns" / "mlflow.db")) as db:
-        (status,) = db.execute("SELECT status FROM runs WHERE name LIKE 'ward %'").fetchone()
-    assert status == "FAILED"
     assert not [p for p in psutil.process_iter() if p.status() != "zombie" and in_group(p, running)]
 
 

@@ -141,6 +141,14 @@ def test_a_half_recorded_comparison_is_recorded_anew(small_clinic: Path) -> None
     assert half.info.run_id not in {run.info.run_id for run in runs}
 
 
+def test_a_process_that_ends_without_unwinding_says_that_its_run_failed(small_clinic: Path) -> None:
+    config = load_config(small_clinic)
+    with tracking.tracked(config, Store(ingest_store(config))) as tracker:
+        tracking.fail_open()
+        run = MlflowClient(tracking.tracking_uri()).get_run(tracker.parent_id)
+    assert run.info.status == "FAILED"
+
+
 def test_the_same_seed_gives_the_same_bits(
     clinic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
