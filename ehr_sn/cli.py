@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread, Timer
 from time import perf_counter
@@ -114,7 +115,7 @@ def run(
 
     from ehr_sn import tracking
 
-    parent_id = pipeline(str(config), force=force)
+    parent_id = _run_flow(pipeline, str(config), force=force)
     took = perf_counter() - started
     _print_results(config, json_file, parent_id)
     _print_time(config, parent_id, took)
@@ -129,7 +130,7 @@ def ingest(config: ConfigFile, data: Data = None) -> None:
     load_config(config)
     from flows.ingest import ingest as flow
 
-    out.print(flow(str(config)), soft_wrap=True)
+    out.print(_run_flow(flow, str(config)), soft_wrap=True)
 
 
 @app.command()
@@ -140,7 +141,7 @@ def train(
     load_config(config)
     from flows.train import train as flow
 
-    _print_results(config, None, flow(str(config), force=force))
+    _print_results(config, None, _run_flow(flow, str(config), force=force))
 
 
 @app.command()
@@ -282,7 +283,9 @@ def score(
 
     moment = read_moment(as_of).isoformat() if as_of else None
     with err.status("Scoring …"):
-        folder, is_new = flow(str(config), str(output), source, diseases or (), moment, csv)
+        folder, is_new = _run_flow(
+            flow, str(config), str(output), source, diseases or (), moment, csv
+        )
     told = summary(Path(folder))
     for name, why in told["absent_features"].items():
         err.print(f"[yellow]{name} is missing in every row:[/yellow] {why}", highlight=False)
@@ -453,7 +456,7 @@ def study(
     from flows.study import study as flow
 
     given = [None if path is None else str(path.absolute()) for path in (config, data)]
-    result = flow(name, *given)
+    result = _run_flow(flow, name, *given)
     for table in result.tables():
         out.print(table, "")
     out.print(result.explain(), style="dim", highlight=False)
@@ -620,6 +623,13 @@ def main() -> None:
         raise
 
 
+def _run_flow(flow: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    from flows.ephemeral import start_server
+
+    start_server()
+    return flow(*args, **kwargs)
+
+
 def _fall_silent() -> None:
     """Keep from the user what libraries say of themselves while Python shuts down."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -631,9 +641,9 @@ def _listen_for_interrupts() -> Event:
     Python's own handler would do for the first, but asyncio replaces it, and only it, by one that
     cancels what runs at that moment: libraries that then carry on would carry on with the command.
 
-    A terminal sends Ctrl-C to Prefect's server and to workers as well, and what waits for them may
-    wait for long: after `PATIENCE` seconds, or at a second Ctrl-C, all of it is ended. Nothing is
-    lost: files get their names when they are whole, and the run in MLflow is marked as failed.
+    Threads and workers finish what they are at, and what waits for them may wait for long: after
+    `PATIENCE` seconds, or at a second Ctrl-C, all of it is ended. Nothing is lost: files get their
+    names when they are whole, and the run in MLflow is marked as failed.
     """
     interrupted = Event()
 
@@ -650,7 +660,7 @@ def _listen_for_interrupts() -> Event:
     def interrupt(_signal: int, _frame: object) -> None:
         logging.getLogger("asyncio").disabled = True  # what is cut off now is no error
         if not ends_by_itself.is_set():
-            logging.disable()  # of what the server's end means to those that talk to it
+            logging.disable()  # of what an end by `stop` means to those that are at work
             if interrupted.is_set():
                 stop()
             timer = Timer(PATIENCE, stop)

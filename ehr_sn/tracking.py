@@ -130,7 +130,9 @@ class Tracker:
                 self.client.delete_run(one.info.run_id)
 
     def fail(self) -> None:
-        self.client.set_terminated(self.parent_id, status="FAILED")
+        """Mark the run as failed, unless it has finished already."""
+        if not self.is_finished():
+            self.client.set_terminated(self.parent_id, status="FAILED")
 
     def log_comparison(
         self, config: Config, store: Store, method: str, scaler: str, architecture: str

@@ -164,7 +164,6 @@ class StepProgress(Progress):
             transient=True,
         )
         self.seconds: Counter[str] = Counter()
-        self._steps, self._started = steps, perf_counter()
         self._bar = self.add_task("", total=steps)
 
     @contextmanager
@@ -174,10 +173,10 @@ class StepProgress(Progress):
         yield
         self.seconds[kind] += perf_counter() - started
         self.advance(self._bar)
-        done = int(self.tasks[self._bar].completed)
-        if not self.console.is_terminal and 10 * done % self._steps < 10:
-            elapsed = perf_counter() - self._started
-            self.console.print(f"{done} of {self._steps} steps done, {elapsed:.0f} s")
+        bar = self.tasks[self._bar]
+        done, steps = int(bar.completed), int(bar.total or 0)
+        if not self.console.is_terminal and 10 * done % steps < 10:
+            self.console.print(f"{done} of {steps} steps done, {bar.elapsed or 0:.0f} s")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from time import sleep
 
@@ -129,7 +130,7 @@ def test_compare_without_a_run_says_what_to_do(ward: Path) -> None:
 def test_ctrl_c_stops_with_one_line_that_says_how_to_resume(ward: Path, reached: str) -> None:
     with running_until(ward, reached) as running:
         running.send_signal(signal.SIGINT)
-        assert "Traceback" not in assert_stopped(running)
+        assert_stopped(running)
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
@@ -138,6 +139,9 @@ def test_ctrl_c_in_a_terminal_ends_the_server_and_all_workers_too(ward: Path, ki
     with running_until(ward, "data/ward/cells") as running:
         os.killpg(running.pid, signal.SIGINT)
         assert_stopped(running)
+    with closing(sqlite3.connect(ward.parent / "mlruns" / "mlflow.db")) as db:
+        (status,) = db.execute("SELECT status FROM runs WHERE name LIKE 'ward %'").fetchone()
+    assert status == "FAILED"
     assert not [p for p in psutil.process_iter() if p.status() != "zombie" and in_group(p, running)]
 
 
@@ -157,12 +161,11 @@ def running_until(ward: Path, reached: str) -> Iterator[subprocess.Popen[str]]:
         yield running
 
 
-def assert_stopped(running: subprocess.Popen[str]) -> str:
-    """Whatever else it said: Prefect's server may have its own to say to Ctrl-C."""
+def assert_stopped(running: subprocess.Popen[str]) -> None:
     _, said = running.communicate(timeout=120)
     assert running.returncode == 130
     assert said.rstrip().endswith("Stopped. Run the same command again to resume.")
-    return said
+    assert "Traceback" not in said
 
 
 def in_group(process: psutil.Process, leader: subprocess.Popen[str]) -> bool:
