@@ -1,10 +1,10 @@
-"""The recipe and boosted trees, averaged: are they better together?
+"""Each blend of a configuration beside its members: are they better together?
 
-The mean of two probabilities has nothing to choose, so nothing is fitted. AUROC of the
-seed-averaged prediction on tuning rows (on which both stopped: to choose by) and on held-out rows,
-mean over splits; then the paired difference of the mean from each of the two on held-out rows
-(DeLong; ▲ ▼ where Holm's p over diseases is below 0.05). Cells that are not in the data folder are
-trained.
+The mean of probabilities has nothing to choose, so nothing is fitted. AUROC of the seed-averaged
+prediction on tuning rows (on which all stopped: to choose by) and on held-out rows, mean over
+splits; then the paired differences of held-out AUROC, the blend from each member and the members
+from one another (DeLong; ▲ ▼ where Holm's p over diseases is below 0.05). Cells that are not in the
+data folder are trained; with `tune` in the configuration, by the trials of an earlier run.
 
     python benchmarks/blend.py configs/nafld.yaml
     python benchmarks/blend.py configs/nhanes.yaml --data DIR
@@ -12,30 +12,16 @@ trained.
 
 import argparse
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from ehr_sn.config import load_config
-from ehr_sn.evaluate.results import Result, evaluate
+from ehr_sn.evaluate.results import Result, evaluate, name_of
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.models.predict import read_tuning
-from ehr_sn.models.train import NOTHING, Cell, HeldOut, read_cell, train_cell
-
-RECIPE = ("piecewise_linear+mask", "quantile", "recipe")
-TREES = (NOTHING, NOTHING, "hist_gradient_boosting")
-Rows = dict[str, list[HeldOut]]
-
-
-def mean_of(one: Rows, other: Rows) -> Rows:
-    """Disease → splits' rows, predicted by the mean of both."""
-    return {
-        disease: [
-            HeldOut(a.y, (a.probability + b.probability) / 2)
-            for a, b in zip(one[disease], other[disease], strict=True)
-        ]
-        for disease in one
-    }
+from ehr_sn.models.train import NOTHING, Cell, HeldOut, members_of, read_cell, train_cell
 
 
 def told(result: Result) -> str:
@@ -52,39 +38,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="such as configs/nafld.yaml")
+    parser.add_argument("config", help="such as configs/nafld.yaml; it has to have `blends`")
     parser.add_argument("--data", type=Path, help="data_root, as for ehr-sn")
     args = parser.parse_args()
     config = load_config(args.config)
     if args.data:
         config = config.model_copy(update={"data_root": args.data.absolute()})
     store = Store(ingest(config))
-    splits = range(config.splits.repeats)
 
-    def rows(comparison: tuple[str, str, str], read: Callable[[Cell], dict[str, HeldOut]]) -> Rows:
-        cells = [Cell(*comparison, split) for split in splits]
-        for cell in cells:
-            train_cell(config, store, cell)
+    def on_tuning(cell: Cell) -> dict[str, HeldOut]:
+        return read_tuning(config, store, cell)
+
+    def on_held_out(cell: Cell) -> dict[str, HeldOut]:
+        return read_cell(train_cell(config, store, cell), store).held_out
+
+    def rows(model: Cell, read: Callable[[Cell], dict[str, HeldOut]]) -> dict[str, list[HeldOut]]:
+        cells = [Cell(model.method, model.scaler, model.architecture, split) for split in splits]
         each = [read(cell) for cell in cells]
         return {disease: [one[disease] for one in each] for disease in store.diseases}
 
-    readers: dict[str, Callable[[Cell], dict[str, HeldOut]]] = {
-        "tuning": lambda cell: read_tuning(config, store, cell),
-        "held out": lambda cell: read_cell(train_cell(config, store, cell), store).held_out,
-    }
+    splits = range(config.splits.repeats)
     print(f"| {config.dataset} | mean | {' | '.join(store.diseases)} |")
     print("|---" * (len(store.diseases) + 2) + "|")
-    for where, read in readers.items():
-        recipe, trees = rows(RECIPE, read), rows(TREES, read)
-        both = mean_of(recipe, trees)
-        for name, found in (("recipe", recipe), ("trees", trees), ("mean of both", both)):
-            results = evaluate(found)
-            mean = np.mean([r.ensemble.value for r in results])
-            print(f"| {name}, {where} | {mean:.4f} | {' | '.join(map(told, results))} |")
-    for name, reference in (("recipe", recipe), ("trees", trees)):
-        results = evaluate(both, reference)
-        mean = np.mean([r.versus_reference.difference for r in results if r.versus_reference])
-        print(f"| mean of both − {name} | {mean:+.4f} | {' | '.join(map(told, results))} |")
+    for blend in config.train.blends:
+        whole = Cell(NOTHING, NOTHING, blend, 0)
+        models = [whole, *members_of(config, whole)]
+        found = {_name(model): rows(model, on_held_out) for model in models}  # trains them
+        tuning = {_name(model): rows(model, on_tuning) for model in models}
+        for where, of_all in (("tuning", tuning), ("held out", found)):
+            for name, predicted in of_all.items():
+                results = evaluate(predicted)
+                mean = np.mean([result.ensemble.value for result in results])
+                print(f"| {name}, {where} | {mean:.4f} | {' | '.join(map(told, results))} |")
+        for one, other in combinations(found, 2):
+            results = evaluate(found[one], found[other])
+            mean = np.mean([r.versus_reference.difference for r in results if r.versus_reference])
+            print(f"| {one} − {other} | {mean:+.4f} | {' | '.join(map(told, results))} |")
+
+
+def _name(model: Cell) -> str:
+    return name_of(model.method, model.scaler, model.architecture)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ Entries are removed from rows that no model has seen: at random, by whole panels
 (the higher, the likelier), each from the features that training rows ever lack (age and sex are
 always known), and at random from all features. For each model the change of the AUROC of the
 seed-averaged prediction, mean over diseases ± sd over splits, and the largest relative change of a
-disease's mean prediction (mean over splits). Cells that are not in the data folder are trained.
+disease's mean prediction (mean over splits). The configuration's blends are judged, too. Cells that
+are not in the data folder are trained.
 
     python benchmarks/robustness.py configs/nafld.yaml
     python benchmarks/robustness.py configs/nhanes.yaml --data DIR --rate 0.25
@@ -103,7 +104,8 @@ def main() -> None:
     print(f"{config.dataset}: a further {args.rate:.0%} of held-out rows' entries lost, ", end="")
     print(f"{len(splits)} splits\n\n| | nothing lost | {' | '.join(LOSSES)} |")
     print("|---" * (len(LOSSES) + 2) + "|")
-    for method, scaler, architecture in MODELS:
+    blends = [(NOTHING, NOTHING, name) for name in config.train.blends]
+    for method, scaler, architecture in MODELS + blends:
         found = []
         for split in splits:
             cell = Cell(method, scaler, architecture, split)

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 from rich.table import Table
+from rich.text import Text
 
 from ehr_sn import __version__
 from ehr_sn.config import DATA_ROOT, METHODS, Config, load_config
@@ -38,8 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 SHOWN_OF_A_KIND = 10  # findings of one check that are listed one by one
-out = Console()
-err = Console(stderr=True)
+out = Console(markup=False)  # [brackets] in messages, paths and names are no markup
+err = Console(stderr=True, markup=False)
 
 
 def _use_data(folder: Path | None) -> Path | None:
@@ -110,7 +111,7 @@ def run(
     """
     loaded = load_config(config)
     started = perf_counter()
-    err.print(f"[bold]{loaded.title or loaded.dataset}[/bold]: starting the pipeline …")
+    err.print(f"{loaded.title or loaded.dataset}: starting the pipeline …")
     from flows.pipeline import pipeline
 
     from ehr_sn import tracking
@@ -119,7 +120,7 @@ def run(
     took = perf_counter() - started
     _print_results(config, json_file, parent_id)
     _print_time(config, parent_id, took)
-    err.print("Every run, with curves and plots: [bold]ehr-sn ui[/bold], or make ui; then")
+    err.print("Every run, with curves and plots: ehr-sn ui, or make ui; then")
     for disease, path in tracking.views(loaded).items():
         err.print(f"  {disease:<16} http://127.0.0.1:5000{path}", highlight=False, soft_wrap=True)
 
@@ -288,9 +289,9 @@ def score(
         )
     told = summary(Path(folder))
     for name, why in told["absent_features"].items():
-        err.print(f"[yellow]{name} is missing in every row:[/yellow] {why}", highlight=False)
+        err.print(f"{name} is missing in every row: {why}", style="yellow", highlight=False)
     for warning in told["warnings"]:
-        err.print(f"[yellow]Warning:[/yellow] {warning}", highlight=False)
+        err.print(f"Warning: {warning}", style="yellow", highlight=False)
     aside = sum(entry["count"] for entry in told["quarantined"])
     err.print(
         f"{'Scored' if is_new else 'Scored before'}: {told['rows']:,} rows, "
@@ -462,7 +463,7 @@ def study(
     out.print(result.explain(), style="dim", highlight=False)
     took = perf_counter() - started
     err.print(f"{took:.0f} s; computing it, one cell after the other, took {result.seconds:.0f} s.")
-    err.print(f"Every repeat and all figures: [bold]ehr-sn ui[/bold], experiment study-{name}")
+    err.print(f"Every repeat and all figures: ehr-sn ui, experiment study-{name}")
 
 
 @app.command()
@@ -618,7 +619,7 @@ def main() -> None:
             _fall_silent()  # what was interrupted in native code is noisy about it
             sys.exit(INTERRUPTED)
         if isinstance(error, EhrSnError):
-            err.print(f"[bold red]Error:[/bold red] {error}", highlight=False, soft_wrap=True)
+            err.print(Text.assemble(("Error:", "bold red"), f" {error}"), soft_wrap=True)
             sys.exit(1)
         raise
 
@@ -693,7 +694,7 @@ def _print_results(config: Path, json_file: Path | None, parent_id: str | None =
     loaded = load_config(config)
     parent = tracking.finished_run(loaded, parent_id)
     if not parent.is_of(loaded):
-        err.print(f"[yellow]{config} has changed since the run shown here.[/yellow]")
+        err.print(f"{config} has changed since the run shown here.", style="yellow")
     results = parent.results()
     if json_file == Path("-"):
         print(json.dumps(results, indent=2))

@@ -61,6 +61,7 @@ BASELINES = (
 )
 REPRESENTATIONS = ("pca", "sparse_autoencoder", "stacked")
 EXTRAS = ("lightgbm", "xgboost")  # baselines that need a package of their name
+NOTHING = "none"  # the method and the scaler of a baseline or a blend
 REFERENCE = "zero"  # every other method is compared with it, on the same subjects
 DATA_ROOT = "EHR_SN_DATA_ROOT"  # environment variable that takes the place of `data_root`
 SHORTEST_KEY = 16  # bytes
@@ -137,6 +138,14 @@ def _unset(value: Any) -> bool:
     return not value
 
 
+def _as_member(value: Any) -> Any:
+    if isinstance(value, str):
+        return (NOTHING, NOTHING, value)
+    if isinstance(value, list) and len(value) != 3:
+        raise ValueError("name a baseline, or [method, scaler, architecture]")
+    return value
+
+
 def _known_method(method: str) -> str:
     if method not in method_names():
         raise ValueError(f"unknown method {method!r}; {did_you_mean(method, method_names())}")
@@ -144,6 +153,7 @@ def _known_method(method: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-]*$")]
+BlendName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-+]*$")]
 Some = AfterValidator(_some)
 Distinct = AfterValidator(_distinct)
 Codes = Annotated[tuple[Annotated[Entry, BeforeValidator(_as_entry)], ...], Some, Distinct]
@@ -682,10 +692,15 @@ class ArchitectureConfig(StrictModel):
     )
 
 
+Member = Annotated[tuple[str, str, str], BeforeValidator(_as_member)]
+"""Method, scaler and architecture; for a baseline its name is enough."""
+
+
 class Train(StrictModel):
     """The comparison: for each scaler its methods, each × every architecture, on equal budgets.
 
-    `baselines` join it on the same splits, with as many seeds.
+    `baselines` join it on the same splits, with as many seeds. `blends` are means of what others of
+    the comparison predict: nothing more is trained, and nothing is chosen.
     """
 
     seeds: int = Field(5, ge=1)
@@ -698,6 +713,7 @@ class Train(StrictModel):
         "mlp_dropout": ArchitectureConfig(dropout=0.5),
     }
     baselines: Annotated[tuple[Literal[BASELINES], ...], Distinct] = ()  # type: ignore[valid-type]
+    blends: dict[BlendName, Annotated[tuple[Member, ...], Distinct]] = Field({}, exclude_if=_unset)
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     batch_size: int = Field(256, ge=1)
@@ -707,11 +723,39 @@ class Train(StrictModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")
-    def _baselines_apart(self) -> Self:
+    def _names_apart(self) -> Self:
         for name in self.architectures:
             if name in BASELINES:
                 raise ValueError(f"architectures: {name!r} is a baseline; choose another name")
+        for name in self.blends:
+            if name in (*BASELINES, *self.architectures):
+                raise ValueError(f"blends: {name!r} is another model; choose another name")
         return self
+
+    @model_validator(mode="after")
+    def _blends_of_what_is_compared(self) -> Self:
+        for name, members in self.blends.items():
+            if len(members) < 2:
+                raise ValueError(f"blends.{name}: name two or more of what is compared")
+            for member in members:
+                if not self._compares(member):
+                    raise ValueError(
+                        f"blends.{name}: {_told(member)} is not compared: name one of `baselines`, "
+                        "or [method, scaler, architecture]"
+                    )
+        return self
+
+    @property
+    def blends_told(self) -> dict[str, str]:
+        """Name of a blend → the names of its members."""
+        return {name: ", ".join(map(_told, members)) for name, members in self.blends.items()}
+
+    def _compares(self, member: tuple[str, str, str]) -> bool:
+        method, scaler, architecture = member
+        if method == NOTHING:
+            return architecture in self.baselines
+        compared = [(s, m) for s, methods in self.methods.items() for m in methods]
+        return (scaler, method) in compared and architecture in self.architectures
 
     def with_methods(self, wanted: str) -> Self:
         """The comparison with other methods.
@@ -720,7 +764,7 @@ class Train(StrictModel):
         ----------
         wanted : `all`: every method and every installed baseline, besides the present methods of
             other scalers; or names of methods (with z-scores, and compared with zero imputation)
-            and baselines, separated by commas
+            and baselines, separated by commas. Blends stay if all their members do.
 
         Raises
         ------
@@ -730,7 +774,7 @@ class Train(StrictModel):
         if wanted == "all":
             methods = self.methods | {"standard": tuple(method_names())}
             installed = tuple(name for name in BASELINES if baseline_is_installed(name))
-            return self.model_copy(update={"methods": methods, "baselines": installed})
+            return self._with_only(methods, installed)
         names = [name.strip() for name in wanted.split(",") if name.strip()]
         for name in names:
             valid = ["all", *method_names(), *BASELINES]
@@ -740,9 +784,22 @@ class Train(StrictModel):
                 )
         chosen = dict.fromkeys([REFERENCE, *(name for name in names if name not in BASELINES)])
         baselines = tuple(name for name in BASELINES if name in names)
-        return self.model_copy(
-            update={"methods": {"standard": tuple(chosen)}, "baselines": baselines}
-        )
+        return self._with_only({"standard": tuple(chosen)}, baselines)
+
+    def _with_only(
+        self, methods: dict[Scaler, tuple[str, ...]], baselines: tuple[str, ...]
+    ) -> Self:
+        other = self.model_copy(update={"methods": methods, "baselines": baselines})
+        blends = {
+            name: members
+            for name, members in self.blends.items()
+            if all(other._compares(member) for member in members)
+        }
+        return other.model_copy(update={"blends": blends})
+
+
+def _told(member: tuple[str, str, str]) -> str:
+    return member[-1] if member[0] == NOTHING else " · ".join(member)
 
 
 def baseline_is_installed(name: str) -> bool:

@@ -663,6 +663,7 @@ def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:
         "architecture": architecture,
         "method": method,
         "scaler": scaler,
+        "blend_of": run.data.params.get("blend_of", ""),
         "auroc_per_seed": [m.value for m in sorted(per_seed, key=lambda m: m.step)],
         "auroc_mean": metrics["test_auroc"],
         "auroc_std": metrics["test_auroc_std"],
@@ -780,7 +781,7 @@ def _params(config: Config, store: Store, comparison: Comparison) -> dict[str, A
 
 def _params_of_cell(config: Config, cell: Cell) -> dict[str, Any]:
     train, method = config.train, cell.method
-    network = train.architectures.get(cell.architecture)  # None for a baseline
+    network = train.architectures.get(cell.architecture)  # None for a baseline or a blend
     return {
         "method": method,
         "mask_appended": method.endswith("+mask"),
@@ -791,6 +792,7 @@ def _params_of_cell(config: Config, cell: Cell) -> dict[str, Any]:
         "dropout": network.dropout if network else "",
         "batch_norm": network.batch_norm if network else "",
         "augment_missing": network.augment_missing if network else "",
+        "blend_of": train.blends_told.get(cell.architecture, ""),
         **_representation_params(network.representation if network else None),
         "learning_rate": train.learning_rate,
         "weight_decay": train.weight_decay,
@@ -850,6 +852,7 @@ def _parent_params(config: Config, store: Store) -> dict[str, Any]:
         **{f"methods_{scaler}": ", ".join(names) for scaler, names in train.methods.items()},
         "architectures": ", ".join(train.architectures),
         "baselines": ", ".join(train.baselines),
+        "blends": ", ".join(train.blends),
         "trials": config.tune.trials,
         "seeds": train.seeds,
         "splits": config.splits.repeats,

@@ -6,6 +6,7 @@ What an earlier run finished is not done again, whether it was interrupted or no
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from time import perf_counter
 
@@ -13,6 +14,7 @@ from flows.ingest import ingest
 from flows.tasks import config_argument, step, task_runner
 
 from prefect import flow
+from prefect.futures import PrefectFuture
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -82,7 +84,7 @@ def log_comparison(
 ) -> None:
     config, store = load_config(config_path), Store(Path(store_path))
     tracker = tracking.Tracker.of(config, store, parent_id)
-    if config.tune.trials:
+    if config.tune.trials and architecture not in config.train.blends:
         tracker.log_tuning(config, store, (method, scaler, architecture))
     tracker.log_comparison(config, store, method, scaler, architecture)
 
@@ -95,22 +97,24 @@ def train_cells(config_path: str, store_path: str, parent_id: str) -> dict[str, 
     tracker = tracking.Tracker.of(config, store, parent_id)
     recorded = tracker.finished_comparisons(store)
     todo = [c for c in training.comparisons(config) if c not in recorded]
-    keys = [(c, split) for c in todo for split in splits]
-    steps = len(keys) * (2 if config.tune.trials else 1) + len(todo)
+    keys = [training.Cell(*comparison, split) for comparison in todo for split in splits]
+    tuned = [c for c in keys if config.tune.trials and not training.members_of(config, c)]
+    steps = len(tuned) + len(keys) + len(todo)
     with StepProgress(steps + config.evaluate.learning_curve) as progress:
-        if config.tune.trials:
-            tunings = [tune.submit(config_path, settings(), store_path, *c, s) for c, s in keys]
-            for (comparison, split), tuned in zip(keys, tunings, strict=True):
-                with progress.step("tuning", *comparison, f"split {split + 1}"):
-                    tuned.result()
-        cells = {
-            (c, split): train_cell.submit(config_path, settings(), store_path, *c, split)
-            for c, split in keys
-        }
+        tunings = [tune.submit(config_path, settings(), store_path, *astuple(c)) for c in tuned]
+        for cell, tuning in zip(tuned, tunings, strict=True):
+            with progress.step("tuning", *astuple(cell)[:3], f"split {cell.split + 1}"):
+                tuning.result()
+        cells: dict[training.Cell, PrefectFuture[str]] = {}
+        for cell in keys:
+            members = [cells[m] for m in training.members_of(config, cell) if m in cells]
+            cells[cell] = train_cell.submit(
+                config_path, settings(), store_path, *astuple(cell), wait_for=members
+            )
         for comparison in todo:
             for split in splits:
                 with progress.step("training", *comparison, f"split {split + 1}"):
-                    cells[comparison, split].result()
+                    cells[training.Cell(*comparison, split)].result()
             with progress.step("recording", *comparison):
                 log_comparison(config_path, store_path, parent_id, *comparison)
         if config.evaluate.learning_curve:

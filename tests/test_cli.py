@@ -109,6 +109,13 @@ def test_a_typo_is_one_message_and_no_traceback(ward: Path, command: str) -> Non
     assert "did you mean 'prediction_time'?" in done.stderr
 
 
+def test_brackets_in_a_message_are_shown(ward: Path) -> None:
+    blends = "train: {blends: {both: [[zero, mlp], xgboost]}}\n"
+    ward.write_text(CONFIG + blends)
+    done = ehr_sn(ward.parent, "check", "ward.yaml")
+    assert "name a baseline, or [method, scaler, architecture]" in done.stderr
+
+
 def test_bad_tables_end_a_run_with_one_message_and_leave_nothing(ward: Path) -> None:
     (ward.parent / "icd.csv").write_text("id,day,code\n1,100,E11\n")
     done = ehr_sn(ward.parent, "run", "ward.yaml")

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -201,6 +202,53 @@ def test_all_methods_means_every_method_and_installed_baseline(hospital):
 def test_an_architecture_may_not_have_a_baseline_s_name(refused):
     said = refused(train__architectures={"xgboost": {"hidden": [4]}})
     assert "'xgboost' is a baseline; choose another name" in said
+
+
+BLENDED: dict[str, Any] = {
+    "methods": {"standard": ["zero", "mean"]},
+    "architectures": {"mlp": {"hidden": [4]}},
+    "baselines": ["hist_gradient_boosting"],
+    "blends": {"mlp+boosting": [["mean", "standard", "mlp"], "hist_gradient_boosting"]},
+}
+
+
+def test_a_blend_is_of_what_is_compared_and_stays_while_all_of_it_is(hospital):
+    train = hospital.config(train=BLENDED).train
+    assert train.blends_told == {"mlp+boosting": "mean · standard · mlp, hist_gradient_boosting"}
+    assert set(train.with_methods("all").blends) == {"mlp+boosting"}
+    assert set(train.with_methods("mean,hist_gradient_boosting").blends) == {"mlp+boosting"}
+    assert not train.with_methods("mean").blends
+    assert not train.with_methods("hist_gradient_boosting").blends
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "said"),
+    [
+        ("both", ["hist_gradient_boosting", "xgboost"], "blends.both: xgboost is not compared"),
+        (
+            "both",
+            [["mean", "minmax", "mlp"], "hist_gradient_boosting"],
+            "mean · minmax · mlp is not",
+        ),
+        ("both", [["knn", "standard", "mlp"], "hist_gradient_boosting"], "knn · standard · mlp is"),
+        (
+            "both",
+            [["mean", "standard", "wide"], "hist_gradient_boosting"],
+            "mean · standard · wide",
+        ),
+        ("both", ["hist_gradient_boosting"], "name two or more"),
+        ("both", ["hist_gradient_boosting", "hist_gradient_boosting"], "only once"),
+        ("both", [["mean", "mlp"], "hist_gradient_boosting"], "or [method, scaler, architecture]"),
+        ("mlp", BLENDED["blends"]["mlp+boosting"], "'mlp' is another model"),
+        ("xgboost", BLENDED["blends"]["mlp+boosting"], "'xgboost' is another model"),
+    ],
+)
+def test_a_blend_of_what_is_not_compared_is_refused(refused, name, members, said):
+    assert said in refused(train=BLENDED | {"blends": {name: members}})
+
+
+def test_a_configuration_without_blends_is_what_it_was_before_there_were_any(hospital):
+    assert "blends" not in hospital.config(train={"seeds": 1}).train.model_dump()
 
 
 def test_every_fault_is_told_at_once(refused):

@@ -51,9 +51,9 @@ def headline(results: Results) -> list[Table]:
 def all_methods(results: Results) -> list[Table]:
     """Every method's AUROC, a disease a column; one table an architecture and scaler.
 
-    Baselines share a table of their own, the last. ▲ and ▼ mark a method that differs from zero
-    imputation beyond chance (Holm-corrected p below 0.05), upwards or downwards. The last column
-    is the time that a split took, in seconds.
+    Baselines and blends share a table of their own, the last. ▲ and ▼ mark a method that differs
+    from zero imputation beyond chance (Holm-corrected p below 0.05), upwards or downwards. The last
+    column is the time that a split took, in seconds.
     """
     tables = []
     networks = [r for r in results if r["method"] != NOTHING]
@@ -65,7 +65,8 @@ def all_methods(results: Results) -> list[Table]:
         tables.append(_by_disease(title, "method", of_both))
     baselines = [r for r in results if r["method"] == NOTHING]
     if baselines:
-        tables.append(_by_disease("Baselines", "architecture", baselines))
+        title = "Baselines and blends" if _blends(results) else "Baselines"
+        tables.append(_by_disease(title, "architecture", baselines))
     return tables
 
 
@@ -95,13 +96,19 @@ def explain(results: Results) -> str:
     not_narrowed = " Repeating splits does not narrow it." if splits > 1 else ""
     trials = results[0]["trials"]
     tuned = f" Tuned: {trials} trials each, on tuning rows." if trials else ""
+    means = [f" {name}: the mean of {members}." for name, members in _blends(results).items()]
     return (
         f"SN: {SN}. AUROC on held-out subjects: mean ± sd over {seeds} seeds{over_splits}. "
         "Difference: seed-averaged predictions with SN minus without; paired DeLong's interval "
         f"and p, Holm-corrected over the diseases.{not_narrowed} ▲ ▼: differs from zero "
         f"imputation, corrected p < {ESTABLISHED} (baselines: from that of the first "
-        f"architecture). s: seconds a split, filling and training.{tuned}"
+        f"architecture). s: seconds a split, filling and training.{tuned}{''.join(means)}"
     )
+
+
+def _blends(results: Results) -> dict[str, str]:
+    """Name → what it is the mean of."""
+    return {r["architecture"]: r["blend_of"] for r in results if r["blend_of"]}
 
 
 def plain_table(title: str) -> Table:

@@ -10,7 +10,7 @@ import numpy as np
 from ehr_sn.evaluate.diagnostics import LeakAudit
 from ehr_sn.evaluate.results import name_of, rank_methods, records
 from ehr_sn.evaluate.table import ESTABLISHED, SN, Results
-from ehr_sn.models.train import REFERENCE, Comparison
+from ehr_sn.models.train import NOTHING, REFERENCE, Comparison
 
 HALF = 50
 """Percent of the entries lost, at which robustness is compared."""
@@ -41,10 +41,10 @@ def recommendation(results: Results, best: Comparison) -> list[str]:
     """Which method to use and how sure that is, from the paired tests on held-out subjects."""
     method, scaler, architecture = best
     chosen = of(results, best)
+    used = architecture if method == NOTHING else f"{method} ({scaler} scaler, {architecture})"
     said = [
-        f"Use {method} ({scaler} scaler, {architecture}): it had the highest AUROC on the tuning "
-        f"rows. On held-out subjects its AUROC is {_mean(chosen, 'auroc_mean'):.3f} on average "
-        f"over {_count(len(chosen), 'disease')}."
+        f"Use {used}: it had the highest AUROC on the tuning rows. On held-out subjects its AUROC "
+        f"is {_mean(chosen, 'auroc_mean'):.3f} on average over {_count(len(chosen), 'disease')}."
     ]
     if method == REFERENCE:
         return [*said, "No way of handling missing entries did better than plain zero imputation."]

@@ -22,9 +22,11 @@ from ehr_sn.models.train import (
     Comparison,
     HeldOut,
     Tensors,
+    blended,
     cell_path,
     comparisons,
     filled_as,
+    members_of,
 )
 from ehr_sn.models.trees import StackedTrees, trees_from_state
 
@@ -94,6 +96,9 @@ def load_predictor(
     For the held-out rows it gives, bit for bit, the probabilities that the file holds. `fill` may
     take the place of `Pipeline.transform`, such as to keep what several cells need.
     """
+    if members := members_of(config, cell):
+        blend = [load_predictor(config, store, member, fill) for member in members]
+        return lambda values: blended([predict(values) for predict in blend])
     preparation, tensors = read_model(config, store, cell)
     if trees := below("trees/", tensors):
         return TreesPredictor(trees_from_state(trees), len(store.diseases))

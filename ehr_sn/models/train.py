@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from ehr_sn.config import REFERENCE, Config, RepresentationConfig, digest
+from ehr_sn.config import NOTHING, REFERENCE, Config, RepresentationConfig, digest
 from ehr_sn.errors import EhrSnError
 from ehr_sn.ingest.store import Store
 from ehr_sn.missing import get_state, make_method, set_state
@@ -35,10 +35,10 @@ from ehr_sn.models.mixture import Mixture, fit_mixture
 from ehr_sn.models.representation import Learned, learn
 from ehr_sn.models.trees import StackedTrees
 
-NOTHING = "none"  # the method and the scaler of a baseline
 PREDICTED = ("tuning", "held_out")  # rows; the latter are not there while settings are tuned
 FORMAT = 3  # raised whenever the same cell would be trained differently
 BASELINE_FORMAT = 4  # the same for baselines
+BLEND_FORMAT = 1  # the same for blends
 
 Comparison = tuple[str, str, str]
 """Method, scaler and architecture, by their names."""
@@ -49,7 +49,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """One method, scaler and architecture (or baseline) on one split (from 0)."""
+    """One method, scaler and architecture (or baseline, or blend) on one split (from 0)."""
 
     method: str
     scaler: str
@@ -108,7 +108,7 @@ class TrainedCell:
 def comparisons(config: Config) -> list[Comparison]:
     """Every (method, scaler, architecture) of the comparison; the reference method first.
 
-    A baseline is an architecture with neither method nor scaler.
+    A baseline is an architecture with neither method nor scaler, and so is a blend.
     """
     train = config.train
     networks = [
@@ -117,14 +117,30 @@ def comparisons(config: Config) -> list[Comparison]:
         for method in sorted(methods, key=lambda method: method != REFERENCE)
         for architecture in train.architectures
     ]
-    return networks + [(NOTHING, NOTHING, baseline) for baseline in train.baselines]
+    return networks + [(NOTHING, NOTHING, name) for name in (*train.baselines, *train.blends)]
+
+
+def members_of(config: Config, cell: Cell) -> list[Cell]:
+    """The cells whose mean a blend predicts; none where the cell is no blend."""
+    members = config.train.blends.get(cell.architecture, ())
+    return [Cell(*comparison, cell.split) for comparison in members]
+
+
+def blended(probabilities: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """What a blend predicts: the mean of its members' predictions, which have one shape."""
+    total = probabilities[0].copy()
+    for others in probabilities[
+        1:
+    ]:  # one by one: the bits do not depend on how many rows there are
+        total += others
+    return total / np.float32(len(probabilities))
 
 
 def reference_of(config: Config, comparison: Comparison) -> Comparison | None:
     """What a comparison is tested against: zero imputation with its scaler and architecture.
 
-    A baseline is tested against the first of the zero imputations. None for zero imputation itself
-    and where the comparison has none.
+    Baselines and blends are tested against the first of the zero imputations. None for zero
+    imputation itself and where the comparison has none.
     """
     method, scaler, architecture = comparison
     references = [c for c in comparisons(config) if c[0] == REFERENCE]
@@ -144,6 +160,9 @@ def cell_path(config: Config, store: Store, cell: Cell) -> Path:
     EhrSnError
         Its settings are to be tuned, and were not.
     """
+    if members := members_of(config, cell):
+        key = [BLEND_FORMAT, *(cell_path(config, store, member).stem for member in members)]
+        return store.path.parent / "cells" / f"{digest(key)}.safetensors"
     settings = tuned(config, store, cell)
     key = [_format(cell), store.fingerprint, asdict(cell), *_depends_on(config, cell)]
     name = digest([*key, settings] if settings else key)
@@ -206,14 +225,14 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
 
 
 def tuned(config: Config, store: Store, cell: Cell) -> Settings:
-    """The settings that the tuning rows chose for a cell; none without `tune`.
+    """The settings that the tuning rows chose for a cell; none for a blend, nor without `tune`.
 
     Raises
     ------
     EhrSnError
         It is not tuned yet.
     """
-    if not config.tune.trials:
+    if not config.tune.trials or members_of(config, cell):
         return {}
     return best_trial(read_trials(config, store, cell)).settings
 
@@ -237,7 +256,8 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
     """Train the cell, unless its file is there; returns the file.
 
     Scales, imputer and K are fitted on all training rows of the split; each disease's networks
-    on its eligible ones, stopped early on its eligible tuning rows.
+    on its eligible ones, stopped early on its eligible tuning rows. Of a blend the members are
+    trained, unless their files are there.
 
     Raises
     ------
@@ -247,8 +267,11 @@ def train_cell(config: Config, store: Store, cell: Cell) -> Path:
     path = cell_path(config, store, cell)
     if path.exists():
         return path
-    seeds = range(config.train.seeds)
-    tensors, about = fit_cell(config, store, cell, seeds, tuned(config, store, cell))
+    if members := members_of(config, cell):
+        tensors, about = _blend([train_cell(config, store, member) for member in members])
+    else:
+        seeds = range(config.train.seeds)
+        tensors, about = fit_cell(config, store, cell, seeds, tuned(config, store, cell))
     about |= {"cell": asdict(cell), "store": store.fingerprint, "diseases": store.diseases}
     _write(path, tensors, about)
     return path
@@ -548,13 +571,28 @@ def _baseline(
     return tensors, {"impute_seconds": impute_seconds, "fit_seconds": seconds, "chosen": {}}
 
 
+def _blend(paths: Sequence[Path]) -> tuple[Tensors, dict[str, Any]]:
+    """The mean of what the members' files hold of predictions; it took as long as they all."""
+    read, abouts = [], []
+    for path in paths:
+        with safe_open(path, framework="np") as file:
+            abouts.append(json.loads(file.metadata()["about"]))
+            read.append([file.get_tensor(f"probability/{name}") for name in PREDICTED])
+    tensors = {
+        f"probability/{name}": torch.from_numpy(blended(members))
+        for name, members in zip(PREDICTED, zip(*read, strict=True), strict=True)
+    }
+    seconds = {k: sum(about[k] for about in abouts) for k in ("impute_seconds", "fit_seconds")}
+    return tensors, seconds | {"chosen": {}}
+
+
 def _format(cell: Cell) -> int:
     return BASELINE_FORMAT if cell.method == NOTHING else FORMAT
 
 
 def _depends_on(config: Config, cell: Cell) -> tuple[dict[str, Any], Any]:
     """What of the configuration a cell depends on, tuning aside."""
-    listed = {"methods", "architectures", "baselines"}
+    listed = {"methods", "architectures", "baselines", "blends"}
     train = config.train.model_dump(mode="json", exclude=listed)
     network = config.train.architectures.get(cell.architecture)
     return train, network.model_dump(mode="json") if network else cell.architecture

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from ehr_sn.models.predict import (
     read_tuning,
     tuning_probability,
 )
-from ehr_sn.models.train import Cell, Comparison, Tensors, cell_path
+from ehr_sn.models.train import Cell, Comparison, Tensors, blended, cell_path, members_of
 from ehr_sn.models.trees import trees_from_state
 from ehr_sn.scoring.calibrate import CalibrationMap, cross_fitted
 from ehr_sn.scoring.reference import bins, reference
@@ -104,10 +105,12 @@ class _Part:
     """The trees, or the networks that share one fitted method: all, or those of one draw.
 
     `alike` is the same for parts whose rows are made alike and whose models can be stacked.
+    `member` is the place in the blend of what this is part of.
     """
 
     predictor: _Predictor
     alike: str
+    member: int
 
 
 def score_many(packages: Sequence[Package], values: NDArray[np.float32]) -> list[Scores]:
@@ -205,9 +208,20 @@ def _seeds(
     for stack in stacks:
         found |= dict(zip(stack.places, stack.predictor(values), strict=True))
     return [
-        [seed for j in range(len(package.parts)) for seed in found[i, j]]
+        _over_members(package, [found[i, j] for j in range(len(package.parts))])
         for i, package in enumerate(packages)
     ]
+
+
+def _over_members(
+    package: Package, by_part: list[NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    """For each seed the mean over members; a member's only model stands for all its seeds."""
+    by_member: dict[int, list[NDArray[np.float32]]] = {}
+    for part, seeds in zip(package.parts, by_part, strict=True):
+        by_member.setdefault(part.member, []).extend(seeds)
+    seeds_of_all = range(max(len(seeds) for seeds in by_member.values()))
+    return [blended([its[s % len(its)] for its in by_member.values()]) for s in seeds_of_all]
 
 
 def _averaged(
@@ -253,15 +267,15 @@ def write_package(
             f"{' · '.join(comparison)} was not trained with this configuration: run "
             "`ehr-sn run CONFIG` first"
         )
-    _require(cell.architecture)
-    preparation, tensors = _of_disease(config, store, cell, store.diseases.index(disease))
+    for each in members_of(config, cell) or [cell]:
+        _require(each.architecture)
+    model, tensors = _of_disease(config, store, cell, store.diseases.index(disease))
     about = {
         "format": FORMAT,
         "dataset": config.dataset,
         "title": config.title,
         "disease": disease,
-        "comparison": dict(zip(("method", "scaler", "architecture"), comparison, strict=True)),
-        "preparation": preparation and asdict(preparation),
+        **model,
         "seeds": _seeds_of(config, cell),
         "split": split,
         "store": store.fingerprint,
@@ -269,7 +283,7 @@ def write_package(
         "features": [_described(feature) for feature in store.manifest["features"]],
         "config": store.manifest["config"],
         **_learned(config, store, cell, disease),
-        "versions": {name: version(name) for name in libraries(cell.architecture)},
+        "versions": {name: version(name) for name in _libraries(model)},
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
@@ -311,14 +325,20 @@ def read_package(folder: str | Path) -> Package:
             f"{folder}: is of format {about['format']}, and this ehr-sn reads {FORMAT}: register "
             "the model again"
         )
-    _require(about["comparison"]["architecture"])
+    for member in _members(about):
+        _require(member["comparison"]["architecture"])
     return Package(folder, about, _sha256(content[SUMS]), _parts(about, load(content[MODEL])))
 
 
-def libraries(architecture: str) -> list[str]:
-    """Packages that a model's numbers depend on."""
-    extra = [architecture] if architecture in EXTRAS else []
-    return ["ehr-sn", "numpy", "scikit-learn", "torch", *extra]
+def _members(about: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a blend its members, each with its comparison and preparation; else the model itself."""
+    return about.get("members", [about])
+
+
+def _libraries(about: dict[str, Any]) -> list[str]:
+    """Packages that the model's numbers depend on."""
+    named = {member["comparison"]["architecture"] for member in _members(about)}
+    return ["ehr-sn", "numpy", "scikit-learn", "torch", *sorted(named & set(EXTRAS))]
 
 
 def _require(architecture: str) -> None:
@@ -329,10 +349,15 @@ def _require(architecture: str) -> None:
         )
 
 
-def _parts(about: dict[str, Any], tensors: Tensors) -> tuple[_Part, ...]:
+def _parts(about: dict[str, Any], tensors: Tensors, member: int = 0) -> tuple[_Part, ...]:
+    if "members" in about:
+        of_members = [
+            _parts(each, below(f"{i}/", tensors), i) for i, each in enumerate(about["members"])
+        ]
+        return tuple(chain.from_iterable(of_members))
     if about["preparation"] is None:
         trees = trees_from_state(below("trees/", tensors))
-        return (_Part(TreesPredictor(trees, 1), about["comparison"]["architecture"]),)
+        return (_Part(TreesPredictor(trees, 1), about["comparison"]["architecture"], member),)
     preparation = Preparation(**about["preparation"])
     parts = []
     for i, predictor in enumerate(network_predictors(preparation, tensors, 1)):
@@ -341,27 +366,37 @@ def _parts(about: dict[str, Any], tensors: Tensors) -> tuple[_Part, ...]:
         made = [about["preparation"], i, bits]
         network = predictor.network.state()
         shapes = {k: list(t.shape[1:]) if t.ndim else t.item() for k, t in network.items()}
-        parts.append(_Part(predictor, digest([made, shapes])))
+        parts.append(_Part(predictor, digest([made, shapes]), member))
     return tuple(parts)
 
 
-def _of_disease(
-    config: Config, store: Store, cell: Cell, i: int
-) -> tuple[Preparation | None, Tensors]:
-    """What the cell's file holds of the disease in place i; for trees nothing is prepared."""
+def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[dict[str, Any], Tensors]:
+    """What the cell's file holds of the disease in place i, and how rows are made for it.
+
+    For trees nothing is prepared. A blend's members are each as if alone.
+    """
+    names = ("method", "scaler", "architecture")
+    about: dict[str, Any] = {"comparison": {name: getattr(cell, name) for name in names}}
+    if members := members_of(config, cell):
+        kept = [_of_disease(config, store, member, i) for member in members]
+        tensors = {f"{m}/{k}": t for m, (_, its) in enumerate(kept) for k, t in its.items()}
+        return about | {"members": [told for told, _ in kept]}, tensors
     preparation, tensors = read_model(config, store, cell)
     first = i * config.train.seeds
     mine = range(first, first + _seeds_of(config, cell))
     if trees := below("trees/", tensors):
         state = trees_from_state(trees).select(mine).state()
-        return None, {f"trees/{name}": tensor for name, tensor in state.items()}
+        return about | {"preparation": None}, {f"trees/{k}": t for k, t in state.items()}
     state = StackedMLP.from_state(below("network/", tensors)).select(mine).state()
     method = {name: t for name, t in tensors.items() if name.startswith("method/")}
-    return preparation, method | {f"network/{name}": tensor for name, tensor in state.items()}
+    networks = {f"network/{name}": tensor for name, tensor in state.items()}
+    return about | {"preparation": asdict(preparation)}, method | networks
 
 
 def _seeds_of(config: Config, cell: Cell) -> int:
     """Models to keep: one where nothing is drawn, and one fit stands for all seeds."""
+    if members := members_of(config, cell):
+        return max(_seeds_of(config, member) for member in members)
     baseline = BASELINES.get(cell.architecture)
     return config.train.seeds if baseline is None or baseline.seeded else 1
 

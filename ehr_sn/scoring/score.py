@@ -52,7 +52,7 @@ from ehr_sn.ingest.tables import connect, describe_sources, sha256
 from ehr_sn.ingest.wide import AS_OF, NOT_REACHED, stage_cohort
 from ehr_sn.scoring import audit
 from ehr_sn.scoring.extract import Extract, open_extract, require_enough, without_labels
-from ehr_sn.scoring.package import Package, Scores, libraries, score_many
+from ehr_sn.scoring.package import Package, Scores, score_many
 from ehr_sn.scoring.profile import PROFILE, Profile, expected
 from ehr_sn.scoring.registry import Registered, chosen, load_champions
 from ehr_sn.scoring.registry import told as registry_faults
@@ -206,11 +206,7 @@ class _Job:
     @property
     def fingerprint(self) -> str:
         as_of = self.as_of and self.as_of.isoformat()
-        of_models = {
-            name
-            for package in self.packages
-            for name in libraries(package.about["comparison"]["architecture"])
-        }
+        of_models = {name for package in self.packages for name in package.about["versions"]}
         versions = {name: version(name) for name in of_models | {"duckdb"}}
         return digest([FORMAT, versions, self.sources, self.models, as_of])
 

@@ -5,7 +5,7 @@ from io import StringIO
 from rich.console import Console
 
 from ehr_sn.config import BASELINES
-from ehr_sn.evaluate.table import all_methods
+from ehr_sn.evaluate.table import all_methods, explain
 from ehr_sn.models.methods import method_names
 
 DISEASES = ("cardiovascular", "fatty_liver", "hypertension", "heart_failure", "diabetes")
@@ -17,6 +17,10 @@ def result(method: str, architecture: str, disease: str) -> dict:
         "architecture": architecture,
         "scaler": "none" if method == "none" else "standard",
         "disease": disease,
+        "blend_of": "zero · standard · mlp, xgboost" if architecture == "both" else "",
+        "auroc_per_seed": [0.7, 0.72],
+        "n_splits": 3,
+        "trials": 0,
         "auroc_mean": 0.7123,
         "auroc_std": 0.0042,
         "delta_auroc": 0.01,
@@ -45,3 +49,12 @@ def test_every_method_and_baseline_is_a_row_with_its_seconds_in_80_columns() -> 
     assert "All methods · mlp · standard scaler" in said
     assert "Baselines" in said
     assert "…" not in said
+
+
+def test_a_blend_stands_below_the_baselines_and_is_explained() -> None:
+    pairs = [("zero", "mlp"), ("none", "xgboost"), ("none", "both")]
+    results = [result(*pair, disease) for pair in pairs for disease in DISEASES]
+    assert "Baselines and blends" in printed(results)
+    assert "both: the mean of zero · standard · mlp, xgboost." in explain(results)
+    assert "Baselines and blends" not in printed(results[:-5])
+    assert "the mean of zero" not in explain(results[:-5])

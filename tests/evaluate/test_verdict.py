@@ -59,6 +59,15 @@ def test_how_sure_follows_from_the_corrected_tests(differences, expected):
     assert "worse" not in text
 
 
+def test_a_baseline_or_blend_goes_by_its_own_name():
+    best = ("none", "none", "recipe+boosting")
+    cells = [
+        r | dict(zip(("method", "scaler", "architecture"), best, strict=True))
+        for r in results("zero+mask", (0.03, 0.01), (0.02, 0.01))[2:]
+    ]
+    assert recommendation(cells, best)[0].startswith("Use recipe+boosting: it had")
+
+
 def test_a_best_method_that_is_worse_somewhere_is_said_to_be():
     text = said(recommendation(results("zero+mask", (0.03, 0.01), (-0.03, 0.01)), BEST))
     assert "ahead in 1 of 2 diseases, by +0.000" in text

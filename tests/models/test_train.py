@@ -16,6 +16,7 @@ from ehr_sn.models.train import (
     Cell,
     cell_path,
     comparisons,
+    members_of,
     read_cell,
     reference_of,
     train_cell,
@@ -95,6 +96,37 @@ def test_masked_copies_are_a_model_of_their_own(config: Config, store: Store) ->
         for name in TRAIN["baselines"][1:]
     )
     assert (plain != masked).any()
+
+
+BLEND = {"both": [["mean", "standard", "mlp"], "hist_gradient_boosting", "logistic_regression"]}
+
+
+def test_a_blend_is_the_mean_of_its_members_which_are_trained_once(busy) -> None:
+    config = busy.config(train=TRAIN | {"blends": BLEND})
+    store, blend = Store(ingest(config)), Cell(NOTHING, NOTHING, "both", 0)
+    assert comparisons(config)[-1] == (NOTHING, NOTHING, "both")
+    assert reference_of(config, comparisons(config)[-1]) == ("zero", "standard", "mlp")
+    network = train_cell(config, store, Cell("mean", "standard", "mlp", 0))
+    before = network.stat().st_mtime_ns
+    path = train_cell(config, store, blend)
+    members = [cell_path(config, store, member) for member in members_of(config, blend)]
+    assert set(path.parent.iterdir()) == {path, *members}
+    assert network.stat().st_mtime_ns == before
+    kept = load_file(path)
+    for rows in ("probability/tuning", "probability/held_out"):
+        mean = np.mean([load_file(member)[rows].astype(float) for member in members], axis=0)
+        np.testing.assert_allclose(kept[rows], mean, atol=1e-7)
+    each = [read_cell(member, store) for member in members]
+    assert read_cell(path, store).fit_seconds == sum(cell.fit_seconds for cell in each)
+    values, split = store.values(), store.splits()[:, 0]
+    predicted = load_predictor(config, store, blend)(values[split == "held_out"])
+    assert predicted.tobytes() == kept["probability/held_out"].tobytes()
+    wider = TRAIN | {"blends": {"both": [["mean", "standard", "wide"], *BLEND["both"][1:]]}}
+    assert cell_path(busy.config(train=TRAIN | {"blends": BLEND}), store, blend) == path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ehr_sn.models.train.FORMAT", 99)  # a member that is trained otherwise
+        assert cell_path(config, store, blend) != path
+    assert cell_path(busy.config(train=wider), store, blend) != path
 
 
 def test_what_was_imputed_is_learned_once_for_all_architectures_and_the_mask(

@@ -100,16 +100,20 @@ def clinic(make_clinic: MakeClinic) -> Clinic:
 
 @pytest.fixture(scope="session")
 def with_baselines(clinic: Clinic) -> Clinic:
-    """The clinic, whose configuration also compares baselines, few trees each; trained."""
+    """The clinic, whose configuration also compares baselines and blends of them; trained."""
     path = clinic.folder / "baselines.yaml"
     baselines = ["hist_gradient_boosting", "logistic_regression", "boosting+masked_copies"]
     baselines += ["lightgbm"] if baseline_is_installed("lightgbm") else []
-    train = CONTENT["train"] | {"baselines": baselines}
+    blends = {
+        "of_all_kinds": [["zero+mask", "standard", "mlp"], *baselines[:2]],
+        "of_draws": [baselines[-1], ["multiple_imputation", "standard", "mlp"]],
+    }
+    train = CONTENT["train"] | {"baselines": baselines, "blends": blends}
     content = CONTENT | {"data_dir": str(clinic.folder / "data"), "train": train}
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     config = load_config(path)
-    for baseline in baselines:
-        train_cell(config, clinic.store, Cell(NOTHING, NOTHING, baseline, 0))
+    for name in (*baselines, *blends):
+        train_cell(config, clinic.store, Cell(NOTHING, NOTHING, name, 0))
     return Clinic(clinic.folder, config, clinic.store)
 
 

@@ -50,7 +50,7 @@ def packages(folders: dict[tuple[str, str], Path]) -> list[Package]:
 
 @pytest.fixture(scope="session")
 def of_baselines(with_baselines, tmp_path_factory: pytest.TempPathFactory) -> list[Package]:
-    """Packages of both diseases of every baseline."""
+    """Packages of both diseases of every baseline and blend."""
     folder = tmp_path_factory.mktemp("baselines")
     config, store = with_baselines.config, with_baselines.store
     return [
@@ -131,15 +131,27 @@ def test_what_a_baseline_draws_nothing_for_is_kept_once(of_baselines) -> None:
         "logistic_regression": 1,
         "boosting+masked_copies": 2,
         "lightgbm": 2,
+        "of_all_kinds": 2,
+        "of_draws": 2,
     }
     values = np.zeros((3, 7), dtype=np.float32)
     for package in of_baselines:
         assert np.isnan(package.score(values).spread).all() == (package.about["seeds"] == 1)
 
 
+def test_members_of_a_blend_score_with_other_models_of_their_kind(packages, of_baselines) -> None:
+    together = packages + of_baselines
+    parts = {part.alike for package in together for part in package.parts}
+    assert parts == {part.alike for package in together[:-4] for part in package.parts}
+
+
 @pytest.mark.skipif(baseline_is_installed("xgboost"), reason="xgboost is installed")
-def test_a_package_whose_library_is_absent_says_which(of_baselines, tmp_path: Path) -> None:
-    folder = next(p.folder for p in of_baselines if "lightgbm" in p.folder.name)
+@pytest.mark.parametrize("name", ["lightgbm", "of_draws"])
+def test_a_package_whose_library_is_absent_says_which(
+    of_baselines, tmp_path: Path, name: str
+) -> None:
+    folder = next(p.folder for p in of_baselines if name in p.folder.name)
+    assert "lightgbm" in json.loads((folder / "package.json").read_text())["versions"]
     for file in FILES:
         (tmp_path / file).write_bytes((folder / file).read_bytes())
     about = (folder / "package.json").read_text().replace('"lightgbm"', '"xgboost"')
