@@ -15,6 +15,7 @@ from ehr_sn.models import train as training
 
 TRIALS = 3
 BASELINE = ("none", "none", "logistic_regression")
+BLEND = ("none", "none", "both")
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,9 @@ def parent_id(lasting_clinic: Path) -> str:
     text = lasting_clinic.read_text()
     text = text.replace("[sparsity_normalization, zero, zero+mask]", "[zero]")
     text = text.replace("    mlp_dropout: {hidden: [8], dropout: 0.5}\n", "")
-    text += f"  baselines: [logistic_regression]\ntune: {{trials: {TRIALS}, seeds: 2}}\n"
+    text += "  baselines: [logistic_regression]\n"
+    text += "  blends: {both: [[zero, standard, mlp], logistic_regression]}\n"
+    text += f"tune: {{trials: {TRIALS}, seeds: 2}}\n"
     lasting_clinic.write_text(text)
     return pipeline(str(lasting_clinic))
 
@@ -36,7 +39,7 @@ def below(parent_id: str) -> list:
 
 def test_trials_stand_below_a_run_of_their_own(parent_id: str) -> None:
     kinds = [run.data.tags.get("ehr_sn.kind") for run in below(parent_id)]
-    assert sorted(kinds, key=str) == [None] * 4 + ["tuning"] * 2
+    assert sorted(kinds, key=str) == [None] * 6 + ["tuning"] * 2
     for run in below(parent_id):
         if run.data.tags.get("ehr_sn.kind") != "tuning":
             continue
@@ -66,8 +69,10 @@ def test_a_comparison_shows_the_parameters_chosen(parent_id: str) -> None:
     for params in results:
         assert params["trials"] == str(TRIALS)
         comparison = params["method"], params["scaler"], params["architecture"]
+        members = "zero · standard · mlp, logistic_regression" if comparison == BLEND else ""
+        assert params["blend_of"] == members
         chosen = [training.tuned(config, store, training.Cell(*comparison, s)) for s in (0, 1)]
-        if comparison == BASELINE:
+        if comparison in (BASELINE, BLEND):
             told = (f"C={one['C']}" if one else "as configured" for one in chosen)
             assert params["chosen"] == (", ".join(told) if any(chosen) else "")
             continue
@@ -80,9 +85,13 @@ def test_a_comparison_shows_the_parameters_chosen(parent_id: str) -> None:
 
 def test_the_table_and_the_report_say_what_was_tuned_on_what(parent_id: str) -> None:
     said = CliRunner().invoke(cli.app, ["compare", "clinic.yaml"]).output
-    assert "Tuned: 3 trials each, on tuning rows." in " ".join(said.split())
+    told = " ".join(said.split())
+    assert "Tuned: 3 trials each, on tuning rows." in told
+    assert "both: the mean of zero · standard · mlp, logistic_regression." in told
     done = CliRunner().invoke(cli.app, ["report", "clinic.yaml"])
     assert done.exit_code == 0, done.output
+    page = Path("reports/clinic/report.html").read_text()
+    assert "both: the mean of what zero · standard · mlp, logistic_regression predict." in page
     for name in ("report.html", "model_card.md"):
         text = Path("reports/clinic", name).read_text()
         assert "3 trials each, on tuning rows" in text
