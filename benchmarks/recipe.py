@@ -47,13 +47,14 @@ class Candidate:
     learning_rate: float
     batch_size: int
     masking: bool
+    embedding: int
 
     def __str__(self) -> str:
         width = "-".join(map(str, self.hidden))
         return (
             f"{self.method:22} {self.scaler:8} hidden {width:7} dropout {self.dropout:<4g} decay "
             f"{self.weight_decay:<6g} rate {self.learning_rate:<6g} batch {self.batch_size:<4d} "
-            f"{'masking' if self.masking else '-':7}"
+            f"{'masking' if self.masking else '-':7} embedding {self.embedding}"
         )
 
     def config(self, base: Config, seeds: int) -> Config:
@@ -62,6 +63,7 @@ class Candidate:
             hidden=self.hidden,
             dropout=self.dropout,
             augment_missing=self.masking,
+            embedding=self.embedding,
         )
         changes = {
             "methods": {self.scaler: (self.method,)},
@@ -231,6 +233,7 @@ def main() -> None:
     add("--rates", type=float, nargs="+", default=[3e-3], help="learning rates")
     add("--batch-sizes", type=int, nargs="+", default=[256])
     add("--masking", type=int, nargs="+", default=[0, 1])
+    add("--embeddings", type=int, nargs="+", default=[0], help="units of each feature's own")
     add("--trees", type=int, default=0, help="settings of HistGradientBoosting to try")
     add("--shift", type=float, nargs="*", help="measure the loss of these shares of entries")
     args = parser.parse_args()
@@ -246,7 +249,7 @@ def main() -> None:
         end="",
     )
     print("mean,", ", ".join(store.diseases))
-    for method, scaler, hidden, dropout, decay, rate, size, masking in product(
+    for method, scaler, hidden, dropout, decay, rate, size, masking, embedding in product(
         args.methods,
         args.scalers,
         [tuple(map(int, widths.split("-"))) for widths in args.hidden],
@@ -255,8 +258,11 @@ def main() -> None:
         args.rates,
         args.batch_sizes,
         args.masking,
+        args.embeddings,
     ):
-        candidate = Candidate(method, scaler, hidden, dropout, decay, rate, size, bool(masking))
+        candidate = Candidate(
+            method, scaler, hidden, dropout, decay, rate, size, bool(masking), embedding
+        )
         started = perf_counter()
         scores, sd = judge(config, store, splits, candidate, args.seeds)
         line(str(candidate), scores, f" sd {sd:.4f}  {perf_counter() - started:.0f} s")

@@ -680,7 +680,8 @@ class ArchitectureConfig(StrictModel):
     """A multi-layer perceptron: hidden widths, dropout rate on hidden units, batch norm.
 
     With `augment_missing` it trains on rows that lose further entries at random. `representation`
-    comes before its hidden layers.
+    comes before its hidden layers. With `embedding` each feature has so many units of its own
+    before them, which see what the method makes of that feature and no other.
     """
 
     hidden: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Some] = (64,)
@@ -690,6 +691,15 @@ class ArchitectureConfig(StrictModel):
     representation: Annotated[RepresentationConfig | None, BeforeValidator(_as_representation)] = (
         Field(None, exclude_if=_unset)
     )
+    embedding: int = Field(0, ge=0, exclude_if=_unset)
+
+    @model_validator(mode="after")
+    def _no_embedding_of_a_code(self) -> Self:
+        if self.embedding and self.representation:
+            raise ValueError(
+                "embedding: a representation mixes the features first: leave one of them out"
+            )
+        return self
 
 
 Member = Annotated[tuple[str, str, str], BeforeValidator(_as_member)]

@@ -83,7 +83,7 @@ def integrated_gradients(
     x = torch.from_numpy(predictor.method.transform(values))
     empty = np.full((1, values.shape[1]), np.nan, dtype=np.float32)
     baseline = torch.from_numpy(predictor.method.transform(empty))
-    owners = _owners(predictor, store, x.shape[1])
+    owners = _owners(predictor, store)
     network, found = predictor.network, {}
     for i, disease in enumerate(store.diseases):
 
@@ -105,13 +105,9 @@ def can_explain() -> bool:
     return find_spec("captum") is not None
 
 
-def _owners(predictor: NetworkPredictor, store: Store, width: int) -> NDArray[np.str_]:
-    """The measurement from which each of the network's `width` inputs stems."""
-    method = predictor.method[-1]
-    erasure = method.erasure()
-    n = method.n_features_in_
-    source = erasure.source if erasure else np.arange(width) % n  # the features, then their mask
-    return np.array(store.measurements)[source]
+def _owners(predictor: NetworkPredictor, store: Store) -> NDArray[np.str_]:
+    """The measurement from which each of the network's inputs stems; of the count of all, none."""
+    return np.array([*store.measurements, ""])[predictor.method[-1].sources()]
 
 
 def _tuning(

@@ -101,6 +101,14 @@ class MissingMethod(RowTransformer):
     def _erasure(self) -> Erasure | None:
         return None
 
+    def sources(self) -> NDArray[np.int64]:
+        """(n_columns,) the feature that each output column stems from; −1 for no single one."""
+        mask = np.arange(self.n_features_in_ if self.add_mask else 0)
+        return np.concatenate([self._sources(), mask])
+
+    def _sources(self) -> NDArray[np.int64]:
+        return np.arange(self.n_features_in_)
+
     @abstractmethod
     def _fill(
         self, X: NDArray[np.floating], observed: NDArray[np.bool_]
@@ -233,6 +241,9 @@ class CountAppender(MissingMethod):
     def _fill(self, X: NDArray[np.floating], observed: NDArray[np.bool_]) -> NDArray[np.floating]:
         z = (observed.sum(axis=1, keepdims=True) - self.count_mean_) / self.count_sd_
         return np.hstack([np.where(observed, X, X.dtype.type(0)), z.astype(X.dtype)])
+
+    def _sources(self) -> NDArray[np.int64]:
+        return np.append(np.arange(self.n_features_in_), -1)
 
     def _names(self, features: NDArray[np.object_]) -> NDArray[np.object_]:
         return np.append(features, "observed.count")

@@ -89,8 +89,10 @@ class PiecewiseLinearEncoder(MissingMethod):
         return np.hstack([np.where(observed, X, zero), place])
 
     def _erasure(self) -> Erasure:
-        source = np.concatenate([np.arange(self.n_features_in_), self.source_])
-        return Erasure(source, np.zeros(len(source)))
+        return Erasure(self._sources(), np.zeros(len(self._sources())))
+
+    def _sources(self) -> NDArray[np.int64]:
+        return np.concatenate([np.arange(self.n_features_in_), self.source_])
 
     def _names(self, features: NDArray[np.object_]) -> NDArray[np.object_]:
         nth = np.arange(len(self.source_)) - np.searchsorted(self.source_, self.source_) + 1

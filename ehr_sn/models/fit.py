@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ehr_sn.errors import EhrSnError
-from ehr_sn.models.layers import Encoder
+from ehr_sn.models.layers import Embedding, Encoder
 from ehr_sn.models.masking import MaskedRows, Masking, gather
 from ehr_sn.models.mixture import Mixture
 from ehr_sn.models.mlp import SHUFFLING, StackedMLP, stream
@@ -45,12 +45,13 @@ class Architecture:
     neumiss: bool = False
     mixture: Mixture | None = None
     encoder: Encoder | None = None
+    embedding: Embedding | None = None
 
-    @property
-    def widest(self) -> int:
-        """Units of the widest layer."""
+    def widest(self, n_features: int) -> int:
+        """Units of the widest layer, the input among them."""
         encoded = self.encoder.widths if self.encoder else ()
-        return max((*self.hidden, *encoded), default=1)
+        taken = n_features + (self.embedding.width if self.embedding else 0)
+        return max((taken, *self.hidden, *encoded))
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def fit(
             progress(sum(run.epochs_done for run in runs), len(runs) * budget.max_epochs)
 
     _hold_freed_memory()
-    for group in _groups(runs, max(x.shape[1], architecture.widest), table.device):
+    for group in _groups(runs, architecture.widest(x.shape[1]), table.device):
         masked = masking([run.seed for run in group], table) if masking else None
         _train(group, best, table, masked, report)
     return Fitted(

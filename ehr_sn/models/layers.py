@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
@@ -53,6 +54,69 @@ class Encoder:
     def widths(self) -> tuple[int, ...]:
         """Units of each layer."""
         return tuple(weight.shape[2] for weight, _ in self.layers)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Units of each feature's own, which see the columns that stem from it and no others.
+
+    source : (D,) the feature, from 0, that each column of the input stems from; −1 for none
+    units : how many each feature has
+    """
+
+    source: NDArray[np.integer]
+    units: int
+
+    @property
+    def columns(self) -> NDArray[np.int64]:
+        """(F, widest) the columns of each feature; −1 where it has fewer than the one with most."""
+        n_features = int(self.source.max()) + 1
+        own = [np.flatnonzero(self.source == feature) for feature in range(n_features)]
+        columns = np.full((n_features, max(map(len, own))), -1)
+        for row, places in zip(columns, own, strict=True):
+            row[: len(places)] = places
+        return columns
+
+    @property
+    def width(self) -> int:
+        """Units of all features."""
+        return self.units * (int(self.source.max()) + 1)
+
+
+class StackedEmbedding(nn.Module):
+    """Each feature's own units, then the input as it is: (R, B, D) to (R, B, F·E + D).
+
+    A unit is the ReLU of an affine map of the columns of one feature (its value, its bins, whether
+    it is observed), so a first layer behind it combines curves of features and not only values.
+
+    Y. Gorishniy, I. Rubachev, A. Babenko, "On Embeddings for Numerical Features in Tabular Deep
+    Learning", NeurIPS 2022, arXiv 2203.05556.
+
+    Parameters
+    ----------
+    weight : (R, F, E, widest), of each feature's columns, in the order of `Embedding.columns`
+    """
+
+    source: Tensor
+
+    def __init__(self, embedding: Embedding, weight: Tensor) -> None:
+        super().__init__()
+        replicates, features, units, _ = weight.shape
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(weight.new_zeros(replicates, features * units, 1))
+        source = torch.from_numpy(np.asarray(embedding.source, dtype=np.int64))
+        self.register_buffer("source", source.repeat(replicates, 1))
+        columns = torch.from_numpy(embedding.columns)
+        # A place without a column takes any, with weight 0. Not buffers: replicates share them.
+        self.columns, self.there = columns.clamp(min=0).flatten(), (columns >= 0)[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        replicates, features, units, widest = self.weight.shape
+        own = x.transpose(1, 2).index_select(1, self.columns.to(x.device))
+        own = own.reshape(replicates * features, widest, -1)
+        weight = (self.weight * self.there.to(x.device)).view(-1, units, widest)
+        h = torch.bmm(weight, own).view(replicates, features * units, -1)
+        return torch.cat([(h + self.bias).relu_().transpose(1, 2), x], dim=2)
 
 
 class SparsityNorm(nn.Module):

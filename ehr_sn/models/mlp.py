@@ -15,7 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ehr_sn.models.layers import ACTIVATIONS, Encoder, ExpectedReLU, NeuMiss, SparsityNorm, activate
+from ehr_sn.models.layers import (
+    ACTIVATIONS,
+    Embedding,
+    Encoder,
+    ExpectedReLU,
+    NeuMiss,
+    SparsityNorm,
+    StackedEmbedding,
+    activate,
+)
 from ehr_sn.models.mixture import Mixture
 
 INITIAL_WEIGHTS, SHUFFLING, DROPOUT, MASKING, INPUT_WEIGHTS = range(5)
@@ -134,6 +143,8 @@ class StackedMLP(nn.Module):
     mixture : take rows [x | mask] of D columns in all, and let the first hidden layer give its
         expected ReLU under this distribution of what is missing; not with batch norm
     encoder : layers that come first, learned before; not with NeuMiss or a mixture
+    embedding : units of each feature's own, which the first layer takes besides the input; not with
+        an encoder, NeuMiss or a mixture
 
     Examples
     --------
@@ -154,6 +165,7 @@ class StackedMLP(nn.Module):
         neumiss: bool = False,
         mixture: Mixture | None = None,
         encoder: Encoder | None = None,
+        embedding: Embedding | None = None,
     ) -> None:
         super().__init__()
         if mixture is not None and (batch_norm or neumiss or not hidden):
@@ -173,9 +185,17 @@ class StackedMLP(nn.Module):
         if encoder is not None:
             self.encoder = StackedEncoder(encoder, self.seeds)
             n_in = encoder.widths[-1]
+        own = [np.random.Generator(stream(seed, INPUT_WEIGHTS)) for seed in self.seeds]
+        self.embedding = None
+        if embedding is not None:
+            if encoder is not None or takes_mask:
+                raise ValueError(
+                    "an embedding takes columns of features, and nothing else's output"
+                )
+            self.embedding = StackedEmbedding(embedding, _embedded(own, embedding))
+            n_in += embedding.width
         self.neumiss = self.expected = None
         if neumiss:
-            own = [np.random.Generator(stream(seed, INPUT_WEIGHTS)) for seed in self.seeds]
             self.neumiss = NeuMiss(_uniform(own, n_in, n_in), _uniform(own, n_in, n_in))
         if mixture is not None:
             self.expected = ExpectedReLU(mixture, len(rngs))
@@ -201,6 +221,8 @@ class StackedMLP(nn.Module):
         gain = 1.0
         if self.encoder is not None:
             h = self.encoder(h)
+        if self.embedding is not None:
+            h = self.embedding(h)
         if self.neumiss is not None:
             h = self.neumiss(h)
         for i, layer in enumerate(self.layers):
@@ -316,6 +338,11 @@ class StackedMLP(nn.Module):
         seeds = state["seeds"].tolist()
         encoder = _encoder(state, seeds)
         n_features = (encoder.layers[0][0] if encoder else weights[0]).shape[1]
+        embedding = None
+        if "embedding.source" in state:
+            source = state["embedding.source"][0].numpy()
+            embedding = Embedding(source, units=state["embedding.weight"].shape[2])
+            n_features = len(source)
         model = cls(
             n_features * (2 if takes_mask else 1),
             [weight.shape[2] for weight in weights[:-1]],
@@ -326,6 +353,7 @@ class StackedMLP(nn.Module):
             neumiss=neumiss,
             mixture=mixture,
             encoder=encoder,
+            embedding=embedding,
         )
         for name, tensor in model.tensors().items():
             tensor.data = state[name].detach().clone()
@@ -349,4 +377,13 @@ def _uniform(rngs: Sequence[np.random.Generator], n_in: int, n_out: int) -> Tens
     """Weights (R, n_in, n_out), each replicate's from its own generator."""
     bound = n_in**-0.5
     drawn = np.stack([rng.uniform(-bound, bound, (n_in, n_out)) for rng in rngs])
+    return torch.from_numpy(drawn.astype(np.float32))
+
+
+def _embedded(rngs: Sequence[np.random.Generator], embedding: Embedding) -> Tensor:
+    """Weights (R, F, E, widest), uniform within ±1/√(columns of the feature)."""
+    columns = embedding.columns
+    bound = (columns >= 0).sum(axis=1)[:, None, None] ** -0.5
+    shape = (len(columns), embedding.units, columns.shape[1])
+    drawn = np.stack([rng.uniform(-bound, bound, shape) for rng in rngs])
     return torch.from_numpy(drawn.astype(np.float32))

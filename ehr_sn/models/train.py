@@ -22,13 +22,21 @@ from safetensors.torch import save_file
 from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
-from ehr_sn.config import NOTHING, REFERENCE, Config, RepresentationConfig, digest
+from ehr_sn.config import (
+    NOTHING,
+    REFERENCE,
+    ArchitectureConfig,
+    Config,
+    RepresentationConfig,
+    digest,
+)
 from ehr_sn.errors import EhrSnError
 from ehr_sn.ingest.store import Store
 from ehr_sn.missing import get_state, make_method, set_state
 from ehr_sn.missing.amputate import find_panels
 from ehr_sn.models.baselines import BASELINES, fit_baseline, with_masked_copies
 from ehr_sn.models.fit import Architecture, Budget, Fitted, Task, device_of, fit
+from ehr_sn.models.layers import Embedding
 from ehr_sn.models.masking import Masking, masking_of
 from ehr_sn.models.methods import find_method
 from ehr_sn.models.mixture import Mixture, fit_mixture
@@ -484,6 +492,7 @@ def _train(
             neumiss=how.layer == "neumiss",
             mixture=rows.mixture,
             encoder=learned.encoder if learned else None,
+            embedding=_embedding(network, rows.method) if how.layer is None else None,
         ),
         budget=Budget(
             learning_rate=train.learning_rate,
@@ -497,6 +506,10 @@ def _train(
         device=device_of(train.device),
     )
     return _Part(networks, rows, learned, learn_seconds + perf_counter() - started)
+
+
+def _embedding(network: ArchitectureConfig, method: Pipeline) -> Embedding | None:
+    return Embedding(method[-1].sources(), network.embedding) if network.embedding else None
 
 
 def _learned(

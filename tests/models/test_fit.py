@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.models import fit as module
 from ehr_sn.models.fit import Architecture, Budget, Fitted, Replicate, Task, TrainingError, fit
+from ehr_sn.models.layers import Embedding
 from ehr_sn.models.mixture import Mixture
 from ehr_sn.models.mlp import SHUFFLING, StackedMLP, stream
 
@@ -25,6 +26,9 @@ ARCHITECTURES = {
     "batch norm": Architecture(hidden=(16,), batch_norm=True),
     "all": Architecture(hidden=(12, 5), dropout=0.25, batch_norm=True),
     "sparsity norm": Architecture(hidden=(16, 8), dropout=0.25, sparsity_norm=True),
+    "embedding": Architecture(
+        hidden=(16,), dropout=0.25, embedding=Embedding(np.array([0, 1, 2, 0, 1, 1]), units=3)
+    ),
 }
 MIXTURE = Mixture(np.log([0.5, 0.5]), np.array([[-1.0] * 3, [1.0] * 3]), np.ones((2, 3)))
 TAKES_MASK = {
@@ -177,8 +181,8 @@ def mean_auroc(fitted: Fitted) -> float:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_a_separable_disease_is_learned(architecture):
-    x = np.random.default_rng(2).standard_normal((800, 5)).astype(np.float32)
-    task = simple((x @ [1, -1, 1, 0, 0] > 0).astype(float))
+    x = np.random.default_rng(2).standard_normal((800, D)).astype(np.float32)
+    task = simple((x @ [1, -1, 1, 0, 0, 0] > 0).astype(float))
     budget = Budget(learning_rate=0.01, batch_size=32, max_epochs=15)
     assert mean_auroc(fit(x, [task], [0, 1], architecture, budget)) > 0.95
 

@@ -8,7 +8,14 @@ import torch
 from safetensors.torch import load, save
 
 from ehr_sn.missing import sparsity_normalize
-from ehr_sn.models.layers import ExpectedReLU, NeuMiss, SparsityNorm, SparsityNormConv2d
+from ehr_sn.models.layers import (
+    Embedding,
+    Encoder,
+    ExpectedReLU,
+    NeuMiss,
+    SparsityNorm,
+    SparsityNormConv2d,
+)
 from ehr_sn.models.mixture import Mixture, fit_mixture
 from ehr_sn.models.mlp import StackedMLP
 
@@ -288,12 +295,60 @@ def test_an_empty_row_gives_a_finite_expectation_and_gradient(mixture):
     assert weight.grad.isfinite().all()
 
 
+# Embedding
+
+EMBEDDING = Embedding(np.array([0, 1, 2, 3, 2, 2, 0, -1]), units=3)
+
+
+def test_a_unit_is_the_relu_of_an_affine_map_of_one_features_columns():
+    model = StackedMLP(8, (5,), seeds=[4, 9], embedding=EMBEDDING)
+    layer, x = model.embedding, normal(2, 20, 8)
+    layer.bias.data = normal(*layer.bias.shape, seed=1)
+    out = layer(x)
+    assert out.shape == (2, 20, 4 * 3 + 8)
+    torch.testing.assert_close(out[..., 12:], x)
+    for r in range(2):
+        for feature, columns in enumerate([[0, 6], [1], [2, 4, 5], [3]]):
+            units = slice(3 * feature, 3 * feature + 3)
+            weight = layer.weight[r, feature, :, : len(columns)]
+            expected = (x[r][:, columns] @ weight.T + layer.bias[r, units, 0]).relu()
+            torch.testing.assert_close(out[r, :, units], expected)
+
+
+def test_what_pads_a_features_columns_learns_nothing_and_tells_nothing():
+    model = StackedMLP(8, (5,), seeds=[4], embedding=EMBEDDING)
+    x = normal(30, 8)
+    before = model(x).detach()
+    pads = torch.from_numpy(EMBEDDING.columns < 0)[None, :, None].expand_as(model.embedding.weight)
+    assert pads.any()
+    model(x).sum().backward()
+    assert (model.embedding.weight.grad[pads] == 0).all()
+    assert (model.embedding.weight.grad[~pads] != 0).any()
+    model.embedding.weight.data[pads] = 1e6
+    assert torch.equal(model(x), before)
+
+
+def test_initial_weights_of_an_embedding_go_by_its_features_columns():
+    embedding = Embedding(np.repeat(np.arange(2), [1, 9]), units=200)
+    weight = StackedMLP(10, seeds=[0], embedding=embedding).embedding.weight[0].detach()
+    assert float(weight[0, :, 0].abs().max()) == pytest.approx(1, abs=0.02)
+    assert float(weight[1].abs().max()) == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_an_embedding_takes_the_features_columns_alone(mixture):
+    code = Encoder((0,), ((normal(1, 8, 3), normal(1, 1, 3)),), "relu", True)
+    for other in ({"neumiss": True}, {"mixture": mixture}, {"encoder": code}):
+        with pytest.raises(ValueError, match="an embedding takes columns of features"):
+            StackedMLP(8, seeds=[0], embedding=EMBEDDING, **other)
+
+
 # Within the stacked network
 
 KINDS = {
     "neumiss": {"neumiss": True},
     "gmm": {"mixture": fit_mixture(rng(8).normal(size=(50, 4)), rng(9).random((50, 4)) < 0.6)},
     "sparsity norm": {"sparsity_norm": True},
+    "embedding": {"embedding": EMBEDDING},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
