@@ -247,6 +247,11 @@ def test_a_blend_of_what_is_not_compared_is_refused(refused, name, members, said
     assert said in refused(train=BLENDED | {"blends": {name: members}})
 
 
+def test_an_embedding_goes_with_no_representation(refused):
+    network = {"hidden": [4], "embedding": 4, "representation": "pca"}
+    assert "embedding: a representation mixes" in refused(train__architectures={"one": network})
+
+
 def test_a_configuration_without_blends_is_what_it_was_before_there_were_any(hospital):
     assert "blends" not in hospital.config(train={"seeds": 1}).train.model_dump()
 

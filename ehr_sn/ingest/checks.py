@@ -25,6 +25,9 @@ MIN_SHARED_MOMENTS = 20
 MOST_CODES = 1000  # of a table, the commonest, that are kept to be compared with later ones
 COUNTED_FIRST = 100_000  # events, to find common codes among
 REPEATS_FROM = 0.99  # share of equal values from which a code is said to repeat another
+LONGEST_LAG = 800  # days before a label's first event in which other events may pile up
+NEAR = 7  # days before it on which they do, wherever it is recorded when it is found
+PILE_FROM = 10  # times a usual day's events, from which they are said to
 SAME_LINE_FROM = 0.9999  # correlation from which a column is said to be another in other units
 
 
@@ -133,12 +136,14 @@ class Counts:
     noticed: dict[tuple[str, str, str], tuple[int, int]]  # of check, place, message: rows of rows
     codes: dict[tuple[str, str], tuple[int, int]]  # of a pair: at how many moments equal, of all
     columns: dict[tuple[str, str], Together]
+    lags: Counter[tuple[str, int]]  # of a label, days before its first event: subjects seen then
 
     def __add__(self, other: "Counts") -> "Counts":
         self.features.add_counted(other.features)
         self.quarantined.update(other.quarantined)
         _add(self.noticed, other.noticed)
         _add(self.codes, other.codes)
+        self.lags.update(other.lags)
         for pair, together in other.columns.items():
             self.columns[pair] = self.columns[pair] + together if pair in self.columns else together
         return self
@@ -155,6 +160,7 @@ class Counts:
             "noticed": [[*key, *n] for key, n in self.noticed.items()],
             "codes": [[*pair, *n] for pair, n in self.codes.items()],
             "columns": [[*pair, *astuple(n)] for pair, n in self.columns.items()],
+            "lags": [[*key, n] for key, n in self.lags.items()],
         }
 
     @classmethod
@@ -167,6 +173,7 @@ class Counts:
             {(check, place, said): (n, of) for check, place, said, n, of in content["noticed"]},
             {(a, b): (equal, shared) for a, b, equal, shared in content["codes"]},
             {(a, b): Together(*n) for a, b, *n in content["columns"]},
+            Counter({(label, lag): n for label, lag, n in content["lags"]}),
         )
 
 
@@ -193,6 +200,7 @@ def count_all(
         noticed,
         {(a, b): _shared_moments(db, a, b) for a, b in suspects.codes},
         {(a, b): _together(db, a, b) for a, b in suspects.columns},
+        _lags(db),
     )
 
 
@@ -247,6 +255,7 @@ def find_all(
     return [
         *_repeated_codes(db, counts.codes),
         *_repeated_columns(counts.columns),
+        *_dated_late(counts.lags),
         *_quarantined(counts.quarantined, table_rows),
         *_absent_codes(db, config),
         *_unused_codes(db, config),
@@ -389,6 +398,46 @@ def _alike(matrix: np.ndarray) -> list[tuple[int, int]]:
     alike = (equal >= REPEATS_FROM) | (np.abs(correlation) >= SAME_LINE_FROM)
     alike &= (shared >= MIN_SHARED_MOMENTS) & np.outer(several, several)
     return [(int(i), int(j)) for i, j in zip(*np.nonzero(np.triu(alike, 1)), strict=True)]
+
+
+def _lags(db: duckdb.DuckDBPyConnection) -> Counter[tuple[str, int]]:
+    """How many subjects have another event so many days before the first of each label."""
+    counted = db.execute(
+        f"""WITH of_labels AS
+            (SELECT key, code_id FROM code_sets WHERE starts_with(key, 'labels.')),
+        firsts AS (SELECT key, subject_id, min(time) AS first
+            FROM event_rows JOIN of_labels USING (code_id) GROUP BY ALL)
+        SELECT key, date_diff('day', time, first) AS lag, count(DISTINCT subject_id)
+        FROM event_rows JOIN firsts USING (subject_id) ANTI JOIN of_labels USING (key, code_id)
+        WHERE lag BETWEEN 0 AND {LONGEST_LAG} GROUP BY ALL"""
+    ).fetchall()
+    return Counter({(key, lag): n for key, lag, n in counted})
+
+
+def _dated_late(lags: Counter[tuple[str, int]]) -> list[Finding]:
+    """Labels before which subjects were seen on one certain day, and not on the day of the label.
+
+    Whoever is found ill is seen that day. So what is recorded elsewhere was likely found there.
+    """
+    findings = []
+    for label in dict.fromkeys(label for label, _ in lags):
+        seen = np.array([lags[label, lag] for lag in range(LONGEST_LAG + 1)])
+        lag = NEAR + 1 + int(seen[NEAR + 1 :].argmax())
+        usual = max(float(np.median(seen[1:])), 1.0)
+        if seen[lag] > max(seen[0], PILE_FROM * usual, SMALLEST_GROUP - 1):
+            findings.append(
+                Finding(
+                    "dated late",
+                    label,
+                    int(seen[lag]),
+                    0,
+                    f"so many subjects were seen {lag:,} days before its first event, "
+                    f"{seen[lag] / usual:.0f} times as many as on a usual day, and fewer on its "
+                    "own day: it may have been found then and be dated late; predict before that "
+                    "day, or what came between will give it away",
+                )
+            )
+    return findings
 
 
 def _quarantined(

@@ -153,6 +153,33 @@ def test_a_column_that_repeats_another_in_any_unit_is_found(hospital):
     assert "lie on one line" in found[1]["message"]
 
 
+def seen_before_the_diagnosis(busy, days: int, subjects: int) -> pd.DataFrame:
+    """Measurements of as many ill subjects, so many days before the diagnosis of each."""
+    diagnoses = pd.read_csv(busy.folder / "diagnoses.csv")
+    ill = diagnoses[diagnoses.icd == "E11"].head(subjects)
+    return pd.DataFrame({"id": ill.id, "day": ill.day - days, "test": "hdl", "x": 50.0})
+
+
+@pytest.mark.parametrize("days", [30, 365])
+def test_a_diagnosis_that_is_recorded_late_is_found_by_the_visit_it_was_made_at(
+    busy, findings, days
+):
+    ((where, count, _, message),) = findings(
+        "dated late", {"labs": seen_before_the_diagnosis(busy, days, 60)}
+    )
+    assert (where, 60 <= count < 75) == ("labels.diabetes", True)
+    assert f"seen {days} days before its first event" in message
+
+
+def test_visits_before_a_diagnosis_are_no_fault_where_it_is_made_at_one_or_they_are_few(
+    busy, findings
+):
+    few = seen_before_the_diagnosis(busy, 365, 8)
+    assert findings("dated late", {"labs": few}) == []
+    visits = [seen_before_the_diagnosis(busy, days, 70) for days in (365, 0)]
+    assert findings("dated late", {"labs": pd.concat(visits)}) == []
+
+
 def test_common_codes_come_in_one_order_whatever_that_of_the_counts() -> None:
     rows = [("labs", code, 50, 30) for code in ("c", "a", "b")] + [("labs", "rare", 50, 3)]
     told = common_codes(rows, {"labs": 200})

@@ -38,6 +38,12 @@ def test_its_known_defects_are_found(nafld):
     assert found == {
         ("repeated code", "chol, hdl", "chol and hdl"): 159_641,
         ("repeated code", "dbp, sbp", "dbp and sbp"): 33_204,
+        (
+            "dated late",
+            "labels.fatty_liver",
+            "so many subjects were seen 365 days before its first event, 63 times as many as on a "
+            "usual day, and fewer on its own day",
+        ): 821,
         ("event after follow-up", "diagnoses", "recorded after the day that follow-up ends"): 13,
         ("quarantine", "measurements", "repeats an earlier row"): 3_817,
         ("quarantine", "measurements", "sbp"): 8,

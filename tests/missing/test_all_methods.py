@@ -301,3 +301,20 @@ def test_the_state_of_another_pipeline_is_refused():
 def test_the_state_of_an_unfitted_pipeline_is_refused():
     with pytest.raises(ValueError, match="not fitted"):
         get_state(make_method("mean"))
+
+
+@every_method
+def test_each_column_s_source_is_the_feature_whose_loss_changes_it(name):
+    """Of methods that fill by constants; others may change further columns, too."""
+    X = rows()
+    method = METHODS[name]().fit(X)
+    sources = method.sources()
+    assert len(sources) == method.transform(X).shape[1]
+    if method.erasure() is None:
+        return
+    np.testing.assert_array_equal(sources, method.erasure().source)
+
+
+def test_the_count_of_all_features_stems_from_none():
+    sources = METHODS["zero+count"]().fit(rows()).sources()
+    assert sources.tolist() == [*range(N_FEATURES), -1]

@@ -129,6 +129,23 @@ def test_a_blend_is_the_mean_of_its_members_which_are_trained_once(busy) -> None
     assert cell_path(busy.config(train=wider), store, blend) != path
 
 
+@pytest.mark.parametrize("method", ["zero+mask", "piecewise_linear+mask", "zero+count", "gmm"])
+def test_an_embedding_sees_each_features_columns_whatever_the_method(busy, method: str) -> None:
+    architectures = {"mlp": {"hidden": [4], "embedding": 3}}
+    methods = {"standard": ["zero", method]}
+    config = busy.config(train=TRAIN | {"methods": methods, "architectures": architectures})
+    store, cell = Store(ingest(config)), Cell(method, "standard", "mlp", 0)
+    kept = load_file(train_cell(config, store, cell))
+    if method == "gmm":  # whose first layer takes the mask itself
+        assert not any("embedding" in name for name in kept)
+    else:
+        features = len(store.feature_names)
+        assert kept["network/embedding.weight"].shape[1:3] == (features, 3)
+    values, split = store.values(), store.splits()[:, 0]
+    found = load_predictor(config, store, cell)(values[split == "held_out"])
+    assert found.tobytes() == kept["probability/held_out"].tobytes()
+
+
 def test_what_was_imputed_is_learned_once_for_all_architectures_and_the_mask(
     config: Config, store: Store
 ) -> None:
