@@ -433,8 +433,8 @@ def _dated_late(lags: Counter[tuple[str, int]]) -> list[Finding]:
                     0,
                     f"so many subjects were seen {lag:,} days before its first event, "
                     f"{seen[lag] / usual:.0f} times as many as on a usual day, and fewer on its "
-                    "own day: it may have been found then and be dated late; predict before that "
-                    "day, or what came between will give it away",
+                    "own day: it may have been found then and be dated late; unless the prediction "
+                    "is made before that day, what came between gives it away",
                 )
             )
     return findings

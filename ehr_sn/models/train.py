@@ -137,10 +137,8 @@ def members_of(config: Config, cell: Cell) -> list[Cell]:
 def blended(probabilities: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """What a blend predicts: the mean of its members' predictions, which have one shape."""
     total = probabilities[0].copy()
-    for others in probabilities[
-        1:
-    ]:  # one by one: the bits do not depend on how many rows there are
-        total += others
+    for others in probabilities[1:]:
+        total += others  # one by one: the bits do not depend on how many rows there are
     return total / np.float32(len(probabilities))
 
 
