@@ -25,8 +25,9 @@ MODELS = {
 }
 
 
-def variant(config: Config, day: float, with_bmi: bool) -> Config:
-    """The configuration with another prediction time, and maybe with what has no date."""
+def variant(day: float, with_bmi: bool) -> Config:
+    """configs/nafld.yaml with another prediction time, and maybe with what has no date."""
+    config = load_config("configs/nafld.yaml")
     features = config.features
     if with_bmi:
         bmi = features.static["age"].model_copy(
@@ -48,17 +49,17 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    config = load_config("configs/nafld.yaml")
-    print(f"| as of | body mass index | | mean | {' | '.join(config.labels)} |")
-    print("|---" * (len(config.labels) + 4) + "|")
+    diseases = load_config("configs/nafld.yaml").labels
+    print(f"| as of | body mass index | | mean | {' | '.join(diseases)} |")
+    print("|---" * (len(diseases) + 4) + "|")
     for day in (0.0, -395.0):
         for with_bmi in (True, False):
-            of_day = variant(config, day, with_bmi)
-            store = Store(ingest(of_day))
+            config = variant(day, with_bmi)
+            store = Store(ingest(config))
             for name, comparison in MODELS.items():
                 found = []
                 for split in range(config.splits.repeats):
-                    path = train_cell(of_day, store, Cell(*comparison, split))
+                    path = train_cell(config, store, Cell(*comparison, split))
                     held_out = read_cell(path, store).held_out.values()
                     found.append([auroc(rows.y, rows.ensemble) for rows in held_out])
                 areas = np.mean(found, axis=0)
