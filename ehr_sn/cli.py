@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ehr_sn import __version__
-from ehr_sn.config import DATA_ROOT, METHODS, Config, load_config
+from ehr_sn.config import DATA_ROOT, METHODS, NOTHING, Config, load_config
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.table import all_methods, explain, headline, plain_table
 from ehr_sn.ingest import simulate as simulation
@@ -205,7 +205,7 @@ def register(
     comparison = choose(loaded, store, method, scaler, architecture)
     with err.status("Writing the models …"):
         versions = register_models(loaded, store, comparison, diseases or ())
-    err.print(f"{' · '.join(comparison)}:", highlight=False)
+    err.print(f"{' · '.join(n for n in comparison if n != NOTHING)}:", highlight=False)
     for disease, version in versions.items():
         out.print(f"{model_name(loaded, disease)} version {version}", highlight=False)
 
