@@ -262,13 +262,14 @@ def write_package(
     if folder.exists():
         raise EhrSnError(f"{folder}: exists already; give another folder")
     cell = Cell(*comparison, split)
-    if not cell_path(config, store, cell).exists():
+    members = members_of(config, cell) or [cell]
+    if not all(cell_path(config, store, each).exists() for each in (cell, *members)):
         raise EhrSnError(
             f"{' · '.join(comparison)} was not trained with this configuration: run "
             "`ehr-sn run CONFIG` first"
         )
-    for each in members_of(config, cell) or [cell]:
-        _require(each.architecture)
+    for member in members:
+        _require(member.architecture)
     model, tensors = _of_disease(config, store, cell, store.diseases.index(disease))
     about = {
         "format": FORMAT,

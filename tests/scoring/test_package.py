@@ -12,7 +12,7 @@ from ehr_sn.config import baseline_is_installed
 from ehr_sn.errors import DataError, EhrSnError
 from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.models.predict import load_predictor
-from ehr_sn.models.train import NOTHING, Cell, comparisons
+from ehr_sn.models.train import NOTHING, Cell, cell_path, comparisons
 from ehr_sn.scoring.package import (
     BLOCK,
     CHUNK,
@@ -143,6 +143,19 @@ def test_members_of_a_blend_score_with_other_models_of_their_kind(packages, of_b
     together = packages + of_baselines
     parts = {part.alike for package in together for part in package.parts}
     assert parts == {part.alike for package in together[:-4] for part in package.parts}
+
+
+def test_a_blend_is_not_kept_while_a_member_s_cell_is_gone(with_baselines, tmp_path: Path) -> None:
+    config, store = with_baselines.config, with_baselines.store
+    member = cell_path(config, store, Cell(NOTHING, NOTHING, "logistic_regression", 0))
+    member.rename(member.with_suffix(".away"))
+    try:
+        with pytest.raises(EhrSnError, match="of_all_kinds was not trained"):
+            write_package(
+                config, store, (NOTHING, NOTHING, "of_all_kinds"), "diabetes", tmp_path / "a"
+            )
+    finally:
+        member.with_suffix(".away").rename(member)
 
 
 @pytest.mark.skipif(baseline_is_installed("xgboost"), reason="xgboost is installed")
