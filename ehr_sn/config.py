@@ -512,7 +512,7 @@ class Features(StrictModel):
     history: dict[Name, Codes] = {}
     lookback_days: Days | None = None
 
-    @cached_property
+    @property
     def wide(self) -> dict[str, StaticFeature]:
         """Features that columns hold: `static`, then `columns`."""
         listed = {

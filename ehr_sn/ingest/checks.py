@@ -19,6 +19,7 @@ from ehr_sn.ingest.cells import quarantine_counts
 from ehr_sn.ingest.codes import CodeFile, Entry, written
 from ehr_sn.ingest.features import Feature
 from ehr_sn.ingest.sql import identifier, literals
+from ehr_sn.ingest.wide import feature_columns
 
 SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20
@@ -28,6 +29,8 @@ REPEATS_FROM = 0.99  # share of equal values from which a code is said to repeat
 LONGEST_LAG = 800  # days before a label's first event in which other events may pile up
 NEAR = 7  # days before it on which they do, wherever it is recorded when it is found
 PILE_FROM = 10  # times a usual day's events, from which they are said to
+APART_FROM = 0.05  # two shares known, and that many of its standard errors
+SURELY = 5
 SAME_LINE_FROM = 0.9999  # correlation from which a column is said to be another in other units
 
 
@@ -137,6 +140,7 @@ class Counts:
     codes: dict[tuple[str, str], tuple[int, int]]  # of a pair: at how many moments equal, of all
     columns: dict[tuple[str, str], Together]
     lags: Counter[tuple[str, int]]  # of a label, days before its first event: subjects seen then
+    undated: dict[tuple[str, bool], tuple[int, int]]  # see `_undated`
 
     def __add__(self, other: "Counts") -> "Counts":
         self.features.add_counted(other.features)
@@ -144,6 +148,7 @@ class Counts:
         _add(self.noticed, other.noticed)
         _add(self.codes, other.codes)
         self.lags.update(other.lags)
+        _add(self.undated, other.undated)
         for pair, together in other.columns.items():
             self.columns[pair] = self.columns[pair] + together if pair in self.columns else together
         return self
@@ -161,6 +166,7 @@ class Counts:
             "codes": [[*pair, *n] for pair, n in self.codes.items()],
             "columns": [[*pair, *astuple(n)] for pair, n in self.columns.items()],
             "lags": [[*key, n] for key, n in self.lags.items()],
+            "undated": [[*key, *n] for key, n in self.undated.items()],
         }
 
     @classmethod
@@ -174,6 +180,7 @@ class Counts:
             {(a, b): (equal, shared) for a, b, equal, shared in content["codes"]},
             {(a, b): Together(*n) for a, b, *n in content["columns"]},
             Counter({(label, lag): n for label, lag, n in content["lags"]}),
+            {(name, later): (known, of) for name, later, known, of in content["undated"]},
         )
 
 
@@ -184,7 +191,10 @@ def _add(sums: dict[Any, tuple[int, int]], more: dict[Any, tuple[int, int]]) -> 
 
 
 def count_all(
-    db: duckdb.DuckDBPyConnection, features: FeatureStatistics, suspects: Suspects
+    db: duckdb.DuckDBPyConnection,
+    config: Config,
+    features: FeatureStatistics,
+    suspects: Suspects,
 ) -> Counts:
     """Count what the checks need of the staged tables; makes the table `code_counts`.
 
@@ -201,6 +211,7 @@ def count_all(
         {(a, b): _shared_moments(db, a, b) for a, b in suspects.codes},
         {(a, b): _together(db, a, b) for a, b in suspects.columns},
         _lags(db),
+        _undated(db, config),
     )
 
 
@@ -256,6 +267,7 @@ def find_all(
         *_repeated_codes(db, counts.codes),
         *_repeated_columns(counts.columns),
         *_dated_late(counts.lags),
+        *_known_later(counts.undated),
         *_quarantined(counts.quarantined, table_rows),
         *_absent_codes(db, config),
         *_unused_codes(db, config),
@@ -435,6 +447,63 @@ def _dated_late(lags: Counter[tuple[str, int]]) -> list[Finding]:
                     f"{seen[lag] / usual:.0f} times as many as on a usual day, and fewer on its "
                     "own day: it may have been found then and be dated late; unless the prediction "
                     "is made before that day, what came between gives it away",
+                )
+            )
+    return findings
+
+
+def _undated(
+    db: duckdb.DuckDBPyConnection, config: Config
+) -> dict[tuple[str, bool], tuple[int, int]]:
+    """Of rows whose subject was not seen by the prediction time: in how many a column is known.
+
+    By the feature that the column holds, and whether the subject was seen afterwards.
+    """
+    if not config.events or not config.features.wide:
+        return {}
+    columns = {name: feature_columns(name, f)[0] for name, f in config.features.wide.items()}
+    known = ", ".join(f"count({identifier(column)})" for column in columns.values())
+    counted = db.execute(
+        f"""WITH seen AS
+            (SELECT subject_id, min(time) AS first FROM event_rows GROUP BY subject_id)
+        SELECT first IS NOT NULL AS later, count(*), {known}
+        FROM cohort LEFT JOIN seen USING (subject_id)
+        WHERE first IS NULL OR first > prediction_time GROUP BY later"""
+    ).fetchall()
+    return {
+        (name, later): (n, rows)
+        for later, rows, *each in counted
+        for name, n in zip(columns, each, strict=True)
+    }
+
+
+def _known_later(undated: dict[tuple[str, bool], tuple[int, int]]) -> list[Finding]:
+    """Columns that are there, or not, because of what happened after the prediction.
+
+    Only events say when they were recorded. Of subjects who were not seen before, those seen later
+    differ by the future alone.
+    """
+    findings = []
+    for name in dict.fromkeys(name for name, _ in undated):
+        (known, seen), (others_known, others) = (
+            undated.get((name, later), (0, 0)) for later in (True, False)
+        )
+        if min(seen, others) < SMALLEST_GROUP:
+            continue
+        share, of_others = known / seen, others_known / others
+        both = (known + others_known) / (seen + others)
+        error = math.sqrt(both * (1 - both) * (1 / seen + 1 / others))
+        if abs(share - of_others) > max(APART_FROM, SURELY * error):
+            findings.append(
+                Finding(
+                    "known later",
+                    name,
+                    known,
+                    seen,
+                    f"of subjects first seen after the prediction {share:.0%} have it, of those "
+                    f"never seen {of_others:.0%}: it may be recorded when they come, and that it "
+                    "is there then tells of the future; make it an event with its time, or leave "
+                    "it out",
                 )
             )
     return findings

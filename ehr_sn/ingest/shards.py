@@ -234,7 +234,7 @@ def _build(
                 writer.write(block)
     if work.writes:
         _write_tables(db, config, scratch)
-    counts = count_all(db, statistics, suspects)
+    counts = count_all(db, config, statistics, suspects)
     for table in CODE_TABLES:
         file = literal(str(scratch / f"{table}.parquet"))
         db.execute(f"COPY {table} TO {file} (FORMAT parquet)")

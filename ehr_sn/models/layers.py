@@ -84,26 +84,27 @@ class Embedding:
 
 
 class StackedEmbedding(nn.Module):
-    """Each feature's own units, then the input as it is: (R, B, D) to (R, B, F·E + D).
+    """What each feature's own units add to a layer that takes the input: (R, B, D) to (R, B, H).
 
     A unit is the ReLU of an affine map of the columns of one feature (its value, its bins, whether
-    it is observed), so a first layer behind it combines curves of features and not only values.
+    it is observed). With it the layer combines curves of features and not only values.
 
     Y. Gorishniy, I. Rubachev, A. Babenko, "On Embeddings for Numerical Features in Tabular Deep
     Learning", NeurIPS 2022, arXiv 2203.05556.
 
     Parameters
     ----------
-    weight : (R, F, E, widest), of each feature's columns, in the order of `Embedding.columns`
+    own : (R, F, E, widest), the units' weights, in the order of `Embedding.columns`
+    weight : (R, H, F·E), the layer's for them
     """
 
     source: Tensor
 
-    def __init__(self, embedding: Embedding, weight: Tensor) -> None:
+    def __init__(self, embedding: Embedding, own: Tensor, weight: Tensor) -> None:
         super().__init__()
-        replicates, features, units, _ = weight.shape
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(weight.new_zeros(replicates, features * units, 1))
+        replicates, features, units, _ = own.shape
+        self.own, self.weight = nn.Parameter(own), nn.Parameter(weight)
+        self.bias = nn.Parameter(own.new_zeros(replicates, features, units, 1))
         source = torch.from_numpy(np.asarray(embedding.source, dtype=np.int64))
         self.register_buffer("source", source.repeat(replicates, 1))
         columns = torch.from_numpy(embedding.columns)
@@ -111,12 +112,13 @@ class StackedEmbedding(nn.Module):
         self.columns, self.there = columns.clamp(min=0).flatten(), (columns >= 0)[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        replicates, features, units, widest = self.weight.shape
-        own = x.transpose(1, 2).index_select(1, self.columns.to(x.device))
-        own = own.reshape(replicates * features, widest, -1)
-        weight = (self.weight * self.there.to(x.device)).view(-1, units, widest)
-        h = torch.bmm(weight, own).view(replicates, features * units, -1)
-        return torch.cat([(h + self.bias).relu_().transpose(1, 2), x], dim=2)
+        # Rows stand along the last axis, so that no step copies or strides over the many units.
+        replicates, features, units, widest = self.own.shape
+        columns = x.transpose(1, 2).index_select(1, self.columns.to(x.device))
+        columns = columns.reshape(replicates * features, widest, -1)
+        own = (self.own * self.there.to(x.device)).flatten(0, 1)
+        h = torch.baddbmm(self.bias.flatten(0, 1), own, columns).relu_()
+        return torch.bmm(self.weight, h.view(replicates, features * units, -1)).transpose(1, 2)
 
 
 class SparsityNorm(nn.Module):

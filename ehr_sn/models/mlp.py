@@ -8,6 +8,7 @@ would compute alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -192,22 +193,25 @@ class StackedMLP(nn.Module):
                 raise ValueError(
                     "an embedding takes columns of features, and nothing else's output"
                 )
-            self.embedding = StackedEmbedding(embedding, _embedded(own, embedding))
             n_in += embedding.width
         self.neumiss = self.expected = None
         if neumiss:
             self.neumiss = NeuMiss(_uniform(own, n_in, n_in), _uniform(own, n_in, n_in))
         if mixture is not None:
             self.expected = ExpectedReLU(mixture, len(rngs))
-        for n_out in hidden:
-            weight = _uniform(rngs, n_in, n_out)
+        weights = [_uniform(rngs, *shape) for shape in pairwise([n_in, *hidden, 1])]
+        if embedding is not None:
+            units, rest = weights[0].split([embedding.width, n_features], dim=1)
+            weights[0] = rest.contiguous()
+            units = units.transpose(1, 2).contiguous()
+            self.embedding = StackedEmbedding(embedding, _embedded(own, embedding), units)
+        for weight in weights[:-1]:
             # Batch norm cancels a bias before it: its gradient is rounding noise, which Adam would
             # scale up to full steps.
             self.layers.append(StackedLinear(weight, bias=not batch_norm))
             if batch_norm:
-                self.norms.append(StackedBatchNorm(len(rngs), n_out))
-            n_in = n_out
-        self.output = StackedLinear(_uniform(rngs, n_in, 1))
+                self.norms.append(StackedBatchNorm(len(rngs), weight.shape[2]))
+        self.output = StackedLinear(weights[-1])
         self._noise = {seed: stream(seed, DROPOUT) for seed in self.seeds}
 
     def __len__(self) -> int:
@@ -221,8 +225,7 @@ class StackedMLP(nn.Module):
         gain = 1.0
         if self.encoder is not None:
             h = self.encoder(h)
-        if self.embedding is not None:
-            h = self.embedding(h)
+        own = self.embedding(h) if self.embedding is not None else None
         if self.neumiss is not None:
             h = self.neumiss(h)
         for i, layer in enumerate(self.layers):
@@ -230,6 +233,8 @@ class StackedMLP(nn.Module):
                 h = self.expected(h, layer.weight, layer.bias)
             else:
                 h = layer(h, gain)
+            if i == 0 and own is not None:
+                h = h.add_(own)
             if self.norms:
                 h = self.norms[i](h)
             if dropout:
@@ -240,7 +245,10 @@ class StackedMLP(nn.Module):
             h = h.relu_()
             if self.sparsity_norm:
                 h, gain = SparsityNorm(k=h.shape[2])(h), 1.0
-        return self.output(h, gain).squeeze(2)
+        logit = self.output(h, gain)
+        if not self.layers and own is not None:
+            logit = logit + own
+        return logit.squeeze(2)
 
     def _kept(self, h: Tensor) -> Tensor:
         """Which units of h (R, B, n) to keep: 1 or 0 (uint8), by a random byte a unit and seed."""
@@ -341,7 +349,7 @@ class StackedMLP(nn.Module):
         embedding = None
         if "embedding.source" in state:
             source = state["embedding.source"][0].numpy()
-            embedding = Embedding(source, units=state["embedding.weight"].shape[2])
+            embedding = Embedding(source, units=state["embedding.own"].shape[2])
             n_features = len(source)
         model = cls(
             n_features * (2 if takes_mask else 1),

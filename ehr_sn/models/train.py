@@ -44,7 +44,7 @@ from ehr_sn.models.representation import Learned, learn
 from ehr_sn.models.trees import StackedTrees
 
 PREDICTED = ("tuning", "held_out")  # rows; the latter are not there while settings are tuned
-FORMAT = 3  # raised whenever the same cell would be trained differently
+FORMAT = 4  # raised whenever the same cell would be trained differently
 BASELINE_FORMAT = 4  # the same for baselines
 BLEND_FORMAT = 1  # the same for blends
 

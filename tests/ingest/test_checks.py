@@ -180,6 +180,36 @@ def test_visits_before_a_diagnosis_are_no_fault_where_it_is_made_at_one_or_they_
     assert findings("dated late", {"labs": pd.concat(visits)}) == []
 
 
+@pytest.fixture
+def never_seen(busy):
+    """Of the 300, none is seen before the prediction and a third never: which those are."""
+    tables = {name: pd.read_csv(busy.folder / f"{name}.csv") for name in ("labs", "diagnoses")}
+    later = {name: t[(t["id"] <= 200) & (t["day"] > 100)] for name, t in tables.items()}
+    busy.write(**later)
+    return ~np.isin(np.arange(1, 301), pd.concat(later.values())["id"])
+
+
+@pytest.mark.parametrize(("later", "never"), [(1.0, 0.2), (0.1, 0.7)])
+def test_a_column_that_is_known_of_those_seen_later_is_found(
+    busy, findings, never_seen, later, never
+):
+    known = np.random.default_rng(0).random(300) < np.where(never_seen, never, later)
+    patients = pd.read_csv(busy.folder / "patients.csv").assign(weight=np.where(known, 70, np.nan))
+    busy.write(patients=patients)
+    static = {"age": {"column": "age"}, "weight": {"column": "weight"}}
+    ((where, count, of, message),) = findings("known later", features__static=static)
+    assert (where, count, of) == ("weight", known[~never_seen].sum(), (~never_seen).sum())
+    assert f"first seen after the prediction {known[~never_seen].mean():.0%} have it" in message
+    assert f"never seen {known[never_seen].mean():.0%}" in message
+
+
+def test_a_column_that_some_lack_is_no_fault_if_visits_play_no_part(busy, findings, never_seen):
+    weight = np.where(np.arange(300) % 2, 70, np.nan)
+    patients = pd.read_csv(busy.folder / "patients.csv").assign(weight=weight)
+    busy.write(patients=patients)
+    assert findings("known later", features__static={"weight": {"column": "weight"}}) == []
+
+
 def test_common_codes_come_in_one_order_whatever_that_of_the_counts() -> None:
     rows = [("labs", code, 50, 30) for code in ("c", "a", "b")] + [("labs", "rare", 50, 3)]
     told = common_codes(rows, {"labs": 200})

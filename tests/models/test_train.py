@@ -140,7 +140,7 @@ def test_an_embedding_sees_each_features_columns_whatever_the_method(busy, metho
         assert not any("embedding" in name for name in kept)
     else:
         features = len(store.feature_names)
-        assert kept["network/embedding.weight"].shape[1:3] == (features, 3)
+        assert kept["network/embedding.own"].shape[1:3] == (features, 3)
     values, split = store.values(), store.splits()[:, 0]
     found = load_predictor(config, store, cell)(values[split == "held_out"])
     assert found.tobytes() == kept["probability/held_out"].tobytes()
