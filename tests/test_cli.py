@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 
 import psutil
 import pytest
@@ -149,7 +149,22 @@ def test_ctrl_c_in_a_terminal_ends_the_server_and_all_workers_too(ward: Path, ki
     with closing(sqlite3.connect(ward.parent / "mlruns" / "mlflow.db")) as db:
         (status,) = db.execute("SELECT status FROM runs WHERE name LIKE 'ward %'").fetchone()
     assert status == "FAILED"
-    assert not [p for p in psutil.process_iter() if p.status() != "zombie" and in_group(p, running)]
+    assert not group_of(running)
+
+
+def test_workers_end_when_the_run_is_killed(ward: Path) -> None:
+    ward.write_text(f"{ward.read_text()}runner: {{kind: processes, workers: 2}}\n")
+    with running_until(ward, "data/ward/cells") as running:
+        running.kill()
+        running.wait(timeout=30)
+    until = monotonic() + 60
+    while len(group_of(running)) > 1 and monotonic() < until:
+        sleep(0.1)
+    left = group_of(running)  # Prefect's server, which a killed command cannot end
+    assert [p for p in left if "uvicorn" in p.cmdline()] == left
+    assert len(left) <= 1
+    for process in left:
+        process.terminate()
 
 
 @contextmanager
@@ -173,6 +188,11 @@ def assert_stopped(running: subprocess.Popen[str]) -> None:
     assert running.returncode == 130
     assert said.rstrip().endswith("Stopped. Run the same command again to resume.")
     assert "Traceback" not in said
+
+
+def group_of(leader: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that are alive in its process group."""
+    return [p for p in psutil.process_iter() if in_group(p, leader) and p.status() != "zombie"]
 
 
 def in_group(process: psutil.Process, leader: subprocess.Popen[str]) -> bool:
