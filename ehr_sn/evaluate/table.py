@@ -90,19 +90,27 @@ def _by_disease(title: str, key: str, results: Results) -> Table:
 
 
 def explain(results: Results) -> str:
-    """What the numbers in both tables are."""
+    """What the numbers in those of the tables that there are mean."""
     seeds, splits = len(results[0]["auroc_per_seed"]), results[0]["n_splits"]
     over_splits = f", each seed's value being its mean over {splits} splits" if splits > 1 else ""
     not_narrowed = " Repeating splits does not narrow it." if splits > 1 else ""
     trials = results[0]["trials"]
     tuned = f" Tuned: {trials} trials each, on tuning rows." if trials else ""
     means = [f" {name}: the mean of {members}." for name, members in _blends(results).items()]
-    return (
-        f"SN: {SN}. AUROC on held-out subjects: mean ± sd over {seeds} seeds{over_splits}. "
+    sn = f"SN: {SN}. " if any(SN in r["method"] for r in results) else ""
+    difference = (
         "Difference: seed-averaged predictions with SN minus without; paired DeLong's interval "
-        f"and p, Holm-corrected over the diseases.{not_narrowed} ▲ ▼: differs from zero "
-        f"imputation, corrected p < {ESTABLISHED} (baselines: from that of the first "
-        f"architecture). s: seconds a split, filling and training.{tuned}{''.join(means)}"
+        f"and p, Holm-corrected over the diseases.{not_narrowed} "
+    )
+    marks = (
+        f"▲ ▼: differs from zero imputation, p < {ESTABLISHED} (paired DeLong, Holm over the "
+        "diseases; baselines: from that of the first architecture). "
+    )
+    return (
+        f"{sn}AUROC on held-out subjects: mean ± sd over {seeds} seeds{over_splits}. "
+        f"{difference if headline(results) else ''}"
+        f"{marks if any(r['delta_p_holm'] is not None for r in results) else ''}"
+        f"s: seconds a split, filling and training.{tuned}{''.join(means)}"
     )
 
 

@@ -5,7 +5,7 @@ from io import StringIO
 from rich.console import Console
 
 from ehr_sn.config import BASELINES
-from ehr_sn.evaluate.table import all_methods, explain
+from ehr_sn.evaluate.table import SN, all_methods, explain
 from ehr_sn.models.methods import method_names
 
 DISEASES = ("cardiovascular", "fatty_liver", "hypertension", "heart_failure", "diabetes")
@@ -24,6 +24,8 @@ def result(method: str, architecture: str, disease: str) -> dict:
         "auroc_mean": 0.7123,
         "auroc_std": 0.0042,
         "delta_auroc": 0.01,
+        "delta_ci_low": -0.01,
+        "delta_ci_high": 0.03,
         "delta_p_holm": None if method == "zero" else 0.01,
         "impute_seconds": 60.4,
         "fit_seconds": 60.4,
@@ -58,3 +60,16 @@ def test_a_blend_stands_below_the_baselines_and_is_explained() -> None:
     assert "both: the mean of zero · standard · mlp, xgboost." in explain(results)
     assert "Baselines and blends" not in printed(results[:-5])
     assert "the mean of zero" not in explain(results[:-5])
+
+
+def test_what_no_table_shows_is_not_explained() -> None:
+    zero, mask, sn = ([result(m, "mlp", "diabetes")] for m in ("zero", "zero+mask", SN))
+    for results, told in [
+        (zero, ()),
+        (zero + mask, ("▲ ▼:",)),
+        (zero + sn, (f"SN: {SN}.", "with SN minus without", "▲ ▼:")),
+    ]:
+        said = explain(results)
+        assert "AUROC on held-out subjects" in said
+        for part in (f"SN: {SN}.", "with SN minus without", "▲ ▼:"):
+            assert (part in said) == (part in told)
