@@ -4,20 +4,21 @@ The mean of probabilities has nothing to choose, so nothing is fitted. AUROC of 
 prediction on tuning rows (on which all stopped: to choose by) and on held-out rows, mean over
 splits; then the paired differences of held-out AUROC, the blend from each member and the members
 from one another (DeLong; ▲ ▼ where Holm's p over diseases is below 0.05). Cells that are not in the
-data folder are trained; with `tune` in the configuration, by the trials of an earlier run.
+data folder are trained; with `tune` in the configuration, by the trials of an earlier run. With
+`--against` all are compared with another configuration's baselines, such as tuned ones, as well.
 
     python benchmarks/blend.py configs/nafld.yaml
-    python benchmarks/blend.py configs/nhanes.yaml --data DIR
+    python benchmarks/blend.py configs/nhanes.yaml --data DIR --against tuned.yaml
 """
 
 import argparse
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 
-from ehr_sn.config import load_config
+from ehr_sn.config import Config, load_config
 from ehr_sn.evaluate.results import Result, evaluate, name_of
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.models.predict import read_tuning
@@ -40,11 +41,10 @@ def main() -> None:
     )
     parser.add_argument("config", help="such as configs/nafld.yaml; it has to have `blends`")
     parser.add_argument("--data", type=Path, help="data_root, as for ehr-sn")
+    parser.add_argument("--against", metavar="CONFIG", help="another one of the same cohort")
     args = parser.parse_args()
-    config = load_config(args.config)
-    if args.data:
-        config = config.model_copy(update={"data_root": args.data.absolute()})
-    store = Store(ingest(config))
+    config, store = _loaded(args.config, args.data)
+    splits = range(config.splits.repeats)
 
     def on_tuning(cell: Cell) -> dict[str, HeldOut]:
         return read_tuning(config, store, cell)
@@ -57,23 +57,39 @@ def main() -> None:
         each = [read(cell) for cell in cells]
         return {disease: [one[disease] for one in each] for disease in store.diseases}
 
-    splits = range(config.splits.repeats)
     print(f"| {config.dataset} | mean | {' | '.join(store.diseases)} |")
     print("|---" * (len(store.diseases) + 2) + "|")
+    others: dict[str, dict[str, list[HeldOut]]] = {}
+    if args.against:
+        other, same = _loaded(args.against, args.data)
+        if same.fingerprint != store.fingerprint:
+            parser.error(f"{args.against} makes another store")
+        for name in other.train.baselines:
+            cell = Cell(NOTHING, NOTHING, name, 0)
+            others[f"{name} of {Path(args.against).name}"] = rows(
+                cell, lambda one: read_cell(train_cell(other, store, one), store).held_out
+            )
     for blend in config.train.blends:
         whole = Cell(NOTHING, NOTHING, blend, 0)
         models = [whole, *members_of(config, whole)]
         found = {_name(model): rows(model, on_held_out) for model in models}  # trains them
         tuning = {_name(model): rows(model, on_tuning) for model in models}
-        for where, of_all in (("tuning", tuning), ("held out", found)):
+        for where, of_all in (("tuning", tuning), ("held out", found | others)):
             for name, predicted in of_all.items():
                 results = evaluate(predicted)
                 mean = np.mean([result.ensemble.value for result in results])
                 print(f"| {name}, {where} | {mean:.4f} | {' | '.join(map(told, results))} |")
-        for one, other in combinations(found, 2):
-            results = evaluate(found[one], found[other])
+        for one, reference in [*combinations(found, 2), *product(found, others)]:
+            results = evaluate(found[one], (found | others)[reference])
             mean = np.mean([r.versus_reference.difference for r in results if r.versus_reference])
-            print(f"| {one} − {other} | {mean:+.4f} | {' | '.join(map(told, results))} |")
+            print(f"| {one} − {reference} | {mean:+.4f} | {' | '.join(map(told, results))} |")
+
+
+def _loaded(path: str, data: Path | None) -> tuple[Config, Store]:
+    config = load_config(path)
+    if data:
+        config = config.model_copy(update={"data_root": data.absolute()})
+    return config, Store(ingest(config))
 
 
 def _name(model: Cell) -> str:
