@@ -40,7 +40,7 @@ MODELS = [
     (NOTHING, NOTHING, "boosting+masked_copies"),
 ]
 INFORMED = [
-    ("zero+mask", "quantile", "mlp_dropout"),
+    ("zero+mask", "quantile", UNMASKED),
     (NOTHING, NOTHING, "hist_gradient_boosting"),
 ]
 """Models to be trained on rows that have lost entries, too."""
