@@ -15,6 +15,7 @@ it is gone from the rows. Cells that are not in the data folder are trained.
 """
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +40,12 @@ MODELS = [
     (NOTHING, NOTHING, "hist_gradient_boosting"),
     (NOTHING, NOTHING, "boosting+masked_copies"),
 ]
-INFORMED = [
-    ("zero+mask", "quantile", UNMASKED),
-    (NOTHING, NOTHING, "hist_gradient_boosting"),
-]
-"""Models to be trained on rows that have lost entries, too."""
+INFORMED = {
+    "the recipe": [("zero+mask", "quantile", UNMASKED)],
+    "trees": [(NOTHING, NOTHING, "hist_gradient_boosting")],
+}
+INFORMED["both"] = INFORMED["the recipe"] + INFORMED["trees"]
+"""Models to be trained on rows that have lost entries, too; the mean of what several predict."""
 LOSSES: dict[str, tuple[Mechanism, bool]] = {
     "at random": ("mcar", True),
     "whole panels": ("panel", True),
@@ -89,18 +91,19 @@ def amputated(store: Store, split: int, rate: float) -> dict[str, NDArray[np.flo
     return tables
 
 
-def judged(
-    predict: Predict, tables: dict[str, NDArray[np.float32]], y: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """(losses, diseases, 2): AUROC and mean prediction of the eligible rows."""
+def judged(predicted: Sequence[NDArray[np.float32]], y: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(losses, diseases, 2): AUROC and mean prediction of the eligible rows.
+
+    `predicted` are probabilities (diseases, seeds, rows), one array a loss.
+    """
     eligible = ~np.isnan(y)
     return np.array(
         [
             [
                 (auroc(truth[known] == 1, p[known]), p[known].mean())
-                for truth, known, p in zip(y, eligible, predict(table).mean(axis=1), strict=True)
+                for truth, known, p in zip(y, eligible, one.mean(axis=1), strict=True)
             ]
-            for table in tables.values()
+            for one in predicted
         ]
     )
 
@@ -144,23 +147,21 @@ def main() -> None:
     blends = [(NOTHING, NOTHING, name) for name in config.train.blends]
     truth = [store.labels()[store.splits()[:, split] == "held_out"].T for split in splits]
     for model in MODELS + blends:
-        found = [
-            judged(trained(config, store, Cell(*model, split)), tables[split], truth[split])
-            for split in splits
-        ]
-        print(line(named(model), np.array(found)), flush=True)
-    for model in INFORMED:
         found = []
         for split in splits:
-            stores = {name: Amputated(store.path, split, name, args.rate) for name in LOSSES}
-            parts = [
-                judged(trained(config, one, Cell(*model, split)), {name: table}, truth[split])
-                for (name, table), one in zip(
-                    tables[split].items(), [store, *stores.values()], strict=True
-                )
+            predict = trained(config, store, Cell(*model, split))
+            found.append(judged([predict(t) for t in tables[split].values()], truth[split]))
+        print(line(named(model), np.array(found)), flush=True)
+    for name, models in INFORMED.items():
+        found = []
+        for split in splits:
+            stores = [store] + [Amputated(store.path, split, loss, args.rate) for loss in LOSSES]
+            predicted = [
+                np.mean([trained(config, one, Cell(*m, split))(table) for m in models], axis=0)
+                for one, table in zip(stores, tables[split].values(), strict=True)
             ]
-            found.append(np.concatenate(parts))
-        print(line(f"{named(model)}, trained on such rows", np.array(found)), flush=True)
+            found.append(judged(predicted, truth[split]))
+        print(line(f"{name}, trained on such rows", np.array(found)), flush=True)
 
 
 def trained(config: Config, store: Store, cell: Cell) -> Predict:
