@@ -149,7 +149,7 @@ def test_ctrl_c_in_a_terminal_ends_the_server_and_all_workers_too(ward: Path, ki
     with closing(sqlite3.connect(ward.parent / "mlruns" / "mlflow.db")) as db:
         (status,) = db.execute("SELECT status FROM runs WHERE name LIKE 'ward %'").fetchone()
     assert status == "FAILED"
-    assert not group_of(running)
+    assert [p.cmdline() for p in left_of(running, within=15)] == []
 
 
 def test_workers_end_when_the_run_is_killed(ward: Path) -> None:
@@ -157,12 +157,9 @@ def test_workers_end_when_the_run_is_killed(ward: Path) -> None:
     with running_until(ward, "data/ward/cells") as running:
         running.kill()
         running.wait(timeout=30)
-    until = monotonic() + 60
-    while len(group_of(running)) > 1 and monotonic() < until:
-        sleep(0.1)
-    left = group_of(running)  # Prefect's server, which a killed command cannot end
-    assert [p for p in left if "uvicorn" in p.cmdline()] == left
+    left = left_of(running, within=60, but=1)  # Prefect's server, which a killed command cannot end
     assert len(left) <= 1
+    assert all("uvicorn" in process.cmdline() for process in left)
     for process in left:
         process.terminate()
 
@@ -188,6 +185,14 @@ def assert_stopped(running: subprocess.Popen[str]) -> None:
     assert running.returncode == 130
     assert said.rstrip().endswith("Stopped. Run the same command again to resume.")
     assert "Traceback" not in said
+
+
+def left_of(leader: subprocess.Popen[str], within: float, but: int = 0) -> list[psutil.Process]:
+    """The processes of its group that are alive after so many seconds, or once `but` few are."""
+    until = monotonic() + within
+    while len(left := group_of(leader)) > but and monotonic() < until:
+        sleep(0.1)
+    return left
 
 
 def group_of(leader: subprocess.Popen[str]) -> list[psutil.Process]:
