@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 
 import psutil
@@ -22,7 +23,8 @@ def _end_with(parent: BaseProcess) -> None:
     """Wait for the parent's end, and end likewise: with the server that Prefect started here."""
     parent.join()
     for child in psutil.Process().children():
-        child.terminate()
+        with suppress(psutil.Error):  # it has ended meanwhile
+            child.terminate()
     os._exit(1)
 
 

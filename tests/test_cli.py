@@ -149,7 +149,7 @@ def test_ctrl_c_in_a_terminal_ends_the_server_and_all_workers_too(ward: Path, ki
     with closing(sqlite3.connect(ward.parent / "mlruns" / "mlflow.db")) as db:
         (status,) = db.execute("SELECT status FROM runs WHERE name LIKE 'ward %'").fetchone()
     assert status == "FAILED"
-    assert [p.cmdline() for p in left_of(running, within=15)] == []
+    assert [p.cmdline() for p in group_of(running)] == []
 
 
 def test_workers_end_when_the_run_is_killed(ward: Path) -> None:
