@@ -9,10 +9,13 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread, Timer
 from time import perf_counter
 from typing import Annotated, Any, Literal
+
+from flows import fall_silent
 
 import psutil
 import typer
@@ -607,7 +610,7 @@ def main() -> None:
     os.umask(0o077)  # what is written is for its owner alone
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", QUIET)
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    atexit.register(_fall_silent)  # the first to be registered runs last
+    atexit.register(fall_silent)  # the first to be registered runs last
     interrupted = _listen_for_interrupts()
     # Said here too, since cells train in threads: one may undo another's `catch_warnings`.
     warnings.filterwarnings("ignore", message=r"\[IterativeImputer\] Early stopping")
@@ -616,7 +619,7 @@ def main() -> None:
     except BaseException as error:
         if interrupted.is_set():  # whatever a library has made of it on its way up
             err.print(STOPPED)
-            _fall_silent()  # what was interrupted in native code is noisy about it
+            fall_silent()  # what was interrupted in native code is noisy about it
             sys.exit(INTERRUPTED)
         if isinstance(error, EhrSnError):
             err.print(Text.assemble(("Error:", "bold red"), f" {error}"), soft_wrap=True)
@@ -625,15 +628,10 @@ def main() -> None:
 
 
 def _run_flow(flow: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from flows.ephemeral import start_server
+    from flows.ephemeral import own_server
 
-    start_server()
-    return flow(*args, **kwargs)
-
-
-def _fall_silent() -> None:
-    """Keep from the user what libraries say of themselves while Python shuts down."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    with own_server():
+        return flow(*args, **kwargs)
 
 
 def _listen_for_interrupts() -> Event:
@@ -649,13 +647,16 @@ def _listen_for_interrupts() -> Event:
     interrupted = Event()
 
     def stop() -> None:
+        said = os.fdopen(os.dup(2), "w")
+        fall_silent()  # processes that see others end, and this one as it ends
         for process in psutil.Process().children(recursive=True):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         if tracking := sys.modules.get("ehr_sn.tracking"):
             telling = Thread(target=tracking.fail_open, daemon=True)
             telling.start()
-            telling.join(PATIENCE / 2)  # what was cut off may have MLflow's database locked
-        err.print(STOPPED)
+            telling.join(PATIENCE)  # what was cut off may have MLflow's database locked
+        print(STOPPED, file=said, flush=True)
         os._exit(INTERRUPTED)
 
     def interrupt(_signal: int, _frame: object) -> None:

@@ -1,5 +1,6 @@
 """Thin Prefect flows around `ehr_sn`. They run with or without a Prefect server."""
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,11 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.umask(0o077)
 
 
+def fall_silent() -> None:
+    """Keep from the user what libraries say of themselves while Python shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def _end_with(parent: BaseProcess) -> None:
     """Wait for the parent's end, and end likewise: with the server that Prefect started here."""
     parent.join()
@@ -29,6 +35,7 @@ def _end_with(parent: BaseProcess) -> None:
 
 
 if (parent := multiprocessing.parent_process()) is not None:
+    atexit.register(fall_silent)
     # A worker whose parent is killed would wait for its next task for ever, and hold its memory.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     # Ctrl-C reaches every process of the terminal. A worker that raised it would leave Prefect

@@ -144,12 +144,15 @@ def test_ctrl_c_stops_with_one_line_that_says_how_to_resume(ward: Path, reached:
 def test_ctrl_c_in_a_terminal_ends_the_server_and_all_workers_too(ward: Path, kind: str) -> None:
     ward.write_text(f"{ward.read_text()}runner: {{kind: {kind}, workers: 2}}\n")
     with running_until(ward, "data/ward/cells") as running:
+        servers = [p for p in group_of(running) if "uvicorn" in p.cmdline()]
         os.killpg(running.pid, signal.SIGINT)
         assert_stopped(running)
     with closing(sqlite3.connect(ward.parent / "mlruns" / "mlflow.db")) as db:
         (status,) = db.execute("SELECT status FROM runs WHERE name LIKE 'ward %'").fetchone()
     assert status == "FAILED"
-    assert [p.cmdline() for p in group_of(running)] == []
+    assert len(servers) == 1  # for all workers
+    # Python's tracker of resources learns of the command's end by it, so it ends a moment later.
+    assert left_of(running, within=15) == []
 
 
 def test_workers_end_when_the_run_is_killed(ward: Path) -> None:
@@ -185,6 +188,7 @@ def assert_stopped(running: subprocess.Popen[str]) -> None:
     assert running.returncode == 130
     assert said.rstrip().endswith("Stopped. Run the same command again to resume.")
     assert "Traceback" not in said
+    assert "leaked" not in said  # what libraries say while their process ends
 
 
 def left_of(leader: subprocess.Popen[str], within: float, but: int = 0) -> list[psutil.Process]:
