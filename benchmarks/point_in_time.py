@@ -20,7 +20,7 @@ from ehr_sn.models.train import NOTHING, Cell, read_cell, train_cell
 MODELS = {
     "`zero`, MLP+dropout": ("zero", "standard", "mlp_dropout"),
     "`zero+mask`, MLP+dropout": ("zero+mask", "standard", "mlp_dropout"),
-    "the recipe": ("zero+mask", "quantile", "recipe"),
+    "`zero+mask`, recipe": ("zero+mask", "quantile", "recipe"),
     "trees": (NOTHING, NOTHING, "hist_gradient_boosting"),
 }
 

@@ -12,6 +12,7 @@ it is gone from the rows. Cells that are not in the data folder are trained.
 
     python benchmarks/robustness.py configs/nafld.yaml
     python benchmarks/robustness.py configs/nhanes.yaml --data DIR --rate 0.25
+    python benchmarks/robustness.py configs/nafld.yaml --rows tuning
 """
 
 import argparse
@@ -37,14 +38,17 @@ MODELS = [
     ("zero+mask", "standard", "mlp_dropout"),
     ("zero+mask", "quantile", UNMASKED),
     ("zero+mask", "quantile", "recipe"),
+    ("mice+mask", "quantile", UNMASKED),
+    ("softimpute+mask", "quantile", "recipe"),
+    ("mice+mask", "quantile", "recipe"),
     (NOTHING, NOTHING, "hist_gradient_boosting"),
     (NOTHING, NOTHING, "boosting+masked_copies"),
 ]
 INFORMED = {
-    "the recipe": [("zero+mask", "quantile", UNMASKED)],
+    "network": [("zero+mask", "quantile", UNMASKED)],
     "trees": [(NOTHING, NOTHING, "hist_gradient_boosting")],
 }
-INFORMED["both"] = INFORMED["the recipe"] + INFORMED["trees"]
+INFORMED["both"] = INFORMED["network"] + INFORMED["trees"]
 """Models to be trained on rows that have lost entries, too; the mean of what several predict."""
 LOSSES: dict[str, tuple[Mechanism, bool]] = {
     "at random": ("mcar", True),
@@ -81,9 +85,9 @@ class Amputated(Store):
         return lose(super().values()).astype(np.float32)
 
 
-def amputated(store: Store, split: int, rate: float) -> dict[str, NDArray[np.float32]]:
-    """The split's held-out rows, whole and after each loss."""
-    rows = np.flatnonzero(store.splits()[:, split] == "held_out")
+def amputated(store: Store, split: int, part: str, rate: float) -> dict[str, NDArray[np.float32]]:
+    """The split's held-out (or tuning) rows, whole and after each loss."""
+    rows = np.flatnonzero(store.splits()[:, split] == part)
     values = store.values()[rows]
     tables = {"whole": values}
     for name in LOSSES:
@@ -130,6 +134,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data_root, as for ehr-sn")
     parser.add_argument("--rate", type=float, default=0.5, help="share that goes (default: 0.5)")
     parser.add_argument("--splits", type=int, help="(default: the configuration's)")
+    parser.add_argument(
+        "--rows",
+        choices=("held_out", "tuning"),
+        default="held_out",
+        help="tuning: to choose by; all stopped on them (default: held_out)",
+    )
     args = parser.parse_args()
     config = load_config(args.config)
     if args.data:
@@ -140,12 +150,13 @@ def main() -> None:
     config = config.model_copy(update={"train": train})
     store = Store(ingest(config))
     splits = range(args.splits or config.splits.repeats)
-    tables = [amputated(store, split, args.rate) for split in splits]
-    print(f"{config.dataset}: a further {args.rate:.0%} of held-out rows' entries lost, ", end="")
+    tables = [amputated(store, split, args.rows, args.rate) for split in splits]
+    whose = args.rows.replace("_", "-")
+    print(f"{config.dataset}: a further {args.rate:.0%} of {whose} rows' entries lost, ", end="")
     print(f"{len(splits)} splits\n\n| | nothing lost | {' | '.join(LOSSES)} |")
     print("|---" * (len(LOSSES) + 2) + "|")
     blends = [(NOTHING, NOTHING, name) for name in config.train.blends]
-    truth = [store.labels()[store.splits()[:, split] == "held_out"].T for split in splits]
+    truth = [store.labels()[store.splits()[:, split] == args.rows].T for split in splits]
     for model in MODELS + blends:
         found = []
         for split in splits:
