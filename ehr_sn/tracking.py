@@ -13,6 +13,7 @@ import math
 import os
 import re
 import subprocess
+import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -345,7 +346,9 @@ def tracked(config: Config, store: Store, force: bool = False) -> Iterator[Track
     _open.append(tracker)
     try:
         yield tracker
-    except BaseException:
+    except BaseException as error:
+        # A query that Ctrl-C has cut off keeps SQLite locked for as long as its frames live.
+        traceback.clear_frames(error.__traceback__)
         tracker.fail()
         raise
     finally:

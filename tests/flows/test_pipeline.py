@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -127,6 +128,25 @@ def test_an_interrupted_run_resumes_with_what_was_finished(
     assert recorded < {run.info.run_id for run in runs}
     assert finished.items() < cells().items()
     assert len(cells()) == 2
+
+
+def test_a_query_that_ctrl_c_cuts_off_does_not_keep_the_run_from_being_marked_as_failed(
+    small_clinic: Path,
+) -> None:
+    database = tracking.tracking_uri().removeprefix("sqlite:///")
+
+    def cut_off() -> None:
+        cursor = sqlite3.connect(database).execute("SELECT * FROM sqlite_master")
+        assert cursor.fetchone()  # of many rows: it is still reading
+        raise KeyboardInterrupt
+
+    config = load_config(small_clinic)
+    with pytest.raises(KeyboardInterrupt), tracking.tracked(config, Store(ingest_store(config))):
+        cut_off()
+    client = MlflowClient(tracking.tracking_uri())
+    experiment = client.get_experiment_by_name("clinic").experiment_id
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "FAILED"
 
 
 def test_a_half_recorded_comparison_is_recorded_anew(small_clinic: Path) -> None:
