@@ -25,13 +25,13 @@ from ehr_sn.models.predict import read_tuning
 from ehr_sn.models.train import NOTHING, Cell, HeldOut, members_of, read_cell, train_cell
 
 
-def told(result: Result) -> str:
-    """A difference, its interval and what it is worth."""
+def told(result: Result, digits: int = 3) -> str:
+    """A difference, its interval and what it is worth; or an AUROC."""
     d = result.versus_reference
     if d is None:
-        return f"{result.ensemble.value:.3f}"
+        return f"{result.ensemble.value:.{digits}f}"
     sign = "" if (result.p_holm or 0) >= 0.05 else "▲" if d.difference > 0 else "▼"
-    return f"{d.difference:+.3f} ({d.ci_low:+.3f} to {d.ci_high:+.3f}) {sign}".rstrip()
+    return f"{d.difference:+.{digits}f} ({d.ci_low:+.3f} to {d.ci_high:+.3f}) {sign}".rstrip()
 
 
 def main() -> None:
@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="data_root, as for ehr-sn")
     parser.add_argument("--against", metavar="CONFIG", help="another one of the same cohort")
     args = parser.parse_args()
-    config, store = _loaded(args.config, args.data)
+    config = loaded(args.config, args.data)
+    store = Store(ingest(config))
     splits = range(config.splits.repeats)
 
     def on_tuning(cell: Cell) -> dict[str, HeldOut]:
@@ -61,8 +62,8 @@ def main() -> None:
     print("|---" * (len(store.diseases) + 2) + "|")
     others: dict[str, dict[str, list[HeldOut]]] = {}
     if args.against:
-        other, same = _loaded(args.against, args.data)
-        if same.fingerprint != store.fingerprint:
+        other = loaded(args.against, args.data)
+        if Store(ingest(other)).fingerprint != store.fingerprint:
             parser.error(f"{args.against} makes another store")
         for name in other.train.baselines:
             cell = Cell(NOTHING, NOTHING, name, 0)
@@ -72,8 +73,8 @@ def main() -> None:
     for blend in config.train.blends:
         whole = Cell(NOTHING, NOTHING, blend, 0)
         models = [whole, *members_of(config, whole)]
-        found = {_name(model): rows(model, on_held_out) for model in models}  # trains them
-        tuning = {_name(model): rows(model, on_tuning) for model in models}
+        found = {called(model): rows(model, on_held_out) for model in models}  # trains them
+        tuning = {called(model): rows(model, on_tuning) for model in models}
         for where, of_all in (("tuning", tuning), ("held out", found | others)):
             for name, predicted in of_all.items():
                 results = evaluate(predicted)
@@ -85,14 +86,14 @@ def main() -> None:
             print(f"| {one} − {reference} | {mean:+.4f} | {' | '.join(map(told, results))} |")
 
 
-def _loaded(path: str, data: Path | None) -> tuple[Config, Store]:
+def loaded(path: str, data: Path | None) -> Config:
+    """The configuration, with its tables in `data` if that is given."""
     config = load_config(path)
-    if data:
-        config = config.model_copy(update={"data_root": data.absolute()})
-    return config, Store(ingest(config))
+    return config.model_copy(update={"data_root": data.absolute()}) if data else config
 
 
-def _name(model: Cell) -> str:
+def called(model: Cell) -> str:
+    """A cell's model, as figures call it."""
     return name_of(model.method, model.scaler, model.architecture)
 
 

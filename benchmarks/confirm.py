@@ -17,13 +17,15 @@ import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from blend import called, loaded, told
 from numpy.typing import NDArray
 
-from ehr_sn.config import Config, Tune, load_config
-from ehr_sn.evaluate.results import Result, evaluate, name_of
+from ehr_sn.config import Config, Tune
+from ehr_sn.evaluate.results import evaluate
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.models.train import NOTHING, Cell, HeldOut, members_of, read_cell, train_cell
 from ehr_sn.models.tune import tune
@@ -44,12 +46,11 @@ def dealt_anew(config: Config, seed: int, splits: int) -> Config:
     return config.model_copy(update={"splits": anew})
 
 
-def train(config: Config, store: Store, cell: Cell) -> Cell:
+def train(config: Config, store: Store, cell: Cell) -> None:
     """Tune a cell, if its configuration says so, and train it."""
     if config.tune.trials:
         tune(config, store, cell)
     train_cell(config, store, cell)
-    return cell
 
 
 def only_trained_on(config: Config, store: Store) -> NDArray[np.bool_]:
@@ -60,27 +61,18 @@ def only_trained_on(config: Config, store: Store) -> NDArray[np.bool_]:
     return (own.splits() == "train").all(axis=1)
 
 
-def told(result: Result) -> str:
-    """A difference, its interval and what it is worth; or an AUROC."""
-    d = result.versus_reference
-    if d is None:
-        return f"{result.ensemble.value:.4f}"
-    sign = "" if (result.p_holm or 0) >= 0.05 else "▲" if d.difference > 0 else "▼"
-    return f"{d.difference:+.4f} ({d.ci_low:+.3f} to {d.ci_high:+.3f}) {sign}".rstrip()
-
-
 def show(found: dict[str, Splits], reference: str) -> None:
     """Rows of the table: each model's AUROC, and the differences from the reference."""
     for name, splits in found.items():
         results = evaluate(splits)
         mean = np.mean([result.ensemble.value for result in results])
-        print(f"| {name} | {mean:.4f} | {' | '.join(map(told, results))} | |")
+        print(f"| {name} | {mean:.4f} | {' | '.join(told(result, 4) for result in results)} | |")
     for name in found:
         if name != reference:
             results = evaluate(found[name], found[reference])
             d = [r.versus_reference.difference for r in results if r.versus_reference]
             ahead = f"{sum(x >= 0 for x in d)} of {len(d)}"
-            cells = " | ".join(map(told, results))
+            cells = " | ".join(told(result, 4) for result in results)
             print(f"| {name} less {reference} | {np.mean(d):+.4f} | {cells} | {ahead} |")
 
 
@@ -95,27 +87,21 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=10, help="how many (%(default)s)")
     parser.add_argument("--trials", type=int, default=20, help="to tune trees by (%(default)s)")
     args = parser.parse_args()
-    config = load_config(args.config)
-    if args.data:
-        config = config.model_copy(update={"data_root": args.data.absolute()})
+    config = loaded(args.config, args.data)
     anew = dealt_anew(config, args.seed, args.splits)
     store = Store(ingest(anew))
     blends = [Cell(NOTHING, NOTHING, blend, 0) for blend in config.train.blends]
     members = [member for blend in blends for member in members_of(config, blend)]
     reference = f"trees, {args.trials} trials"
-    models = {_name(cell): (anew, cell) for cell in (*members, *blends)}
+    models = {called(cell): (anew, cell) for cell in (*members, *blends)}
     searched = anew.model_copy(update={"tune": Tune(trials=args.trials)})
     models[reference] = searched, Cell(NOTHING, NOTHING, TREES, 0)
     splits = range(args.splits)
-    side_by_side([
-        (which, store, _on(cell, split))
-        for split in splits
-        for which, cell in models.values()
-        if not members_of(which, cell)
-    ])  # fmt: skip
+    alone = [model for model in models.values() if not members_of(*model)]
+    side_by_side([(which, store, replace(cell, split=s)) for s in splits for which, cell in alone])
     found: dict[str, Splits] = {}
     for name, (which, cell) in models.items():
-        paths = [train_cell(which, store, _on(cell, split)) for split in splits]
+        paths = [train_cell(which, store, replace(cell, split=split)) for split in splits]
         each = [read_cell(path, store).held_out for path in paths]
         found[name] = {disease: [one[disease] for one in each] for disease in store.diseases}
     unseen = only_trained_on(config, store)
@@ -150,14 +136,6 @@ def _among(rows: NDArray[np.bool_], found: Splits, store: Store) -> Splits:
             kept = rows[eligible]
             among[disease].append(HeldOut(held_out.y[kept], held_out.probability[:, kept]))
     return among
-
-
-def _on(cell: Cell, split: int) -> Cell:
-    return Cell(cell.method, cell.scaler, cell.architecture, split)
-
-
-def _name(cell: Cell) -> str:
-    return name_of(cell.method, cell.scaler, cell.architecture)
 
 
 if __name__ == "__main__":

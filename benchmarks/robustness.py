@@ -7,8 +7,8 @@ seed-averaged prediction, mean over diseases ± sd over splits; in brackets the 
 or down, of a disease's mean prediction (mean over splits): mean and largest over diseases.
 
 The configuration's blends are judged, too. The last rows are models that were trained on rows which
-had lost as much in the same way, for each loss one: what they lose is not their want of robustness,
-it is gone from the rows. Cells that are not in the data folder are trained.
+had lost as much in the same way, for each loss one. Cells that are not in the data folder are
+trained.
 
     python benchmarks/robustness.py configs/nafld.yaml
     python benchmarks/robustness.py configs/nhanes.yaml --data DIR --rate 0.25
