@@ -7,8 +7,8 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, date, datetime
-from functools import cached_property
+from datetime import date, datetime
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import (
@@ -31,7 +31,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NaiveDatetime,
     PrivateAttr,
     ValidationError,
     ValidationInfo,
@@ -78,7 +77,7 @@ def _as_moment(value: Any, info: ValidationInfo) -> Any:
     if _is_stored(info) and isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\dT", value):
         return datetime.fromisoformat(value)
     if isinstance(value, datetime):
-        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+        return value
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day)
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
@@ -169,6 +168,14 @@ Method = Annotated[str, AfterValidator(_known_method)]
 Scaler = Literal["none", "standard", "minmax", "quantile"]
 
 
+@cache
+def time_zones() -> frozenset[str]:
+    """Every place that IANA names, and UTC; no abbreviation, which may mean several zones."""
+    with duckdb.connect() as db:
+        found = db.execute("SELECT name FROM pg_timezone_names()").fetchall()
+    return frozenset(name for (name,) in found if "/" in name or name == "UTC")
+
+
 class StrictModel(BaseModel):
     """What a file may hold: known keys only, finite numbers."""
 
@@ -176,16 +183,18 @@ class StrictModel(BaseModel):
 
 
 class Clock(StrictModel):
-    """How time columns are written.
+    """How time columns are written, and in which time zone.
 
     With `unit: timestamp` a column holds dates or timestamps (ISO 8601, or as `format` says in
-    strptime's notation); without an offset they are taken as UTC. With another unit it holds
-    numbers counted from `origin`.
+    strptime's notation). Those without an offset are local times of `time_zone`, the site's by its
+    IANA name, by default UTC. With another unit it holds numbers counted from `origin`: on the
+    site's wall clock or, where `origin` has an offset (1970-01-01T00:00:00Z), in true time.
     """
 
     unit: Literal["timestamp", "seconds", "minutes", "hours", "days"] = "timestamp"
-    origin: NaiveDatetime = datetime(2000, 1, 1)
+    origin: datetime = datetime(2000, 1, 1)
     format: str | None = None
+    time_zone: str | None = Field(None, exclude_if=_unset)
 
     @field_validator("format")
     @classmethod
@@ -194,6 +203,26 @@ class Clock(StrictModel):
             duckdb.connect().execute("SELECT try_strptime('', ?)", [value])
         except duckdb.Error:
             raise ValueError(f"{value!r} is no strptime format, such as '%d.%m.%Y %H:%M'") from None
+        if value is None:
+            return value
+        if "%Z" in value:
+            raise ValueError(
+                f"{value!r}: names of time zones (%Z) are ambiguous: use offsets (%z), or `time_zone`"
+            )
+        if ("%p" in value) != ("%I" in value or "%-I" in value):
+            raise ValueError(
+                f"{value!r}: %p (AM or PM) goes with %I, the hour up to 12, not with %H"
+            )
+        return value
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, value: str | None) -> str | None:
+        if value is not None and value not in time_zones():
+            hint = did_you_mean(value, time_zones(), list_all=False)
+            raise ValueError(
+                f"{value!r} is no IANA time zone, such as Europe/Berlin or UTC; {hint}"
+            )
         return value
 
     @model_validator(mode="after")
@@ -1236,6 +1265,13 @@ class Config(StrictModel):
                 of_feature = key.startswith("features.")
                 if of_feature and label.prevalent and share_a_code(codes, label.codes or ()):
                     raise ValueError(gives_away(key, name))
+
+    def clock_of(self, events: Events) -> Clock:
+        """The clock of a table of events: its own, or that of all, whose time zone it shares."""
+        own = events.clock
+        if own is None or own.time_zone is not None:
+            return own or self.clock
+        return own.model_copy(update={"time_zone": self.clock.time_zone})
 
     @property
     def code_sets(self) -> dict[str, tuple[Entry, ...]]:

@@ -11,19 +11,14 @@ from types import MappingProxyType
 
 import duckdb
 
-from ehr_sn.config import Clock, Config, Range
-from ehr_sn.ingest.expressions import number
+from ehr_sn.config import Config, Range
 from ehr_sn.ingest.requirements import REASONS, Requirement, require
-from ehr_sn.ingest.sql import identifier, literal, source
+from ehr_sn.ingest.sql import identifier, literal, number, source
 from ehr_sn.ingest.tables import count
 
 SET_ASIDE = "row set aside"
 MADE_MISSING = "value made missing"
 LARGEST = 1e18  # beyond it no measurement lies, and a slope per year may leave float32
-NO_TIME = "does not parse as a time between the years 1 and 9999"
-
-_TIMES = ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")  # no text that a format could describe
-_SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 
 
 def types_of(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
@@ -80,32 +75,6 @@ def set_aside(
         f"""INSERT INTO quarantine SELECT {literal(table)}, _row, {reason}, {literal(action)}
         FROM {judged} WHERE {reason} IS NOT NULL"""
     )
-
-
-def as_time(
-    column: str | float | datetime | None,
-    clock: Clock,
-    types: Mapping[str, str] = MappingProxyType({}),
-) -> str:
-    """SQL for a column, a number on the clock or a date, as a timestamp in UTC; NULL if no time."""
-    if column is None:
-        return "NULL::TIMESTAMP"
-    if isinstance(column, datetime):
-        return f"TIMESTAMP {literal(column.isoformat(sep=' '))}"
-    written = identifier(column) if isinstance(column, str) else repr(column)
-    if clock.unit != "timestamp":
-        since = f"TRY_CAST({written} AS DOUBLE) * {_SECONDS[clock.unit]}e6"
-        origin = f"TIMESTAMP {literal(clock.origin.isoformat(sep=' '))}"
-        time = f"TRY({origin} + to_microseconds(CAST({since} AS BIGINT)))"
-    elif clock.format is not None and types.get(str(column)) not in _TIMES:
-        time = f"try_strptime({written}::VARCHAR, {literal(clock.format)})::TIMESTAMP"
-    elif types.get(str(column)) == "TIMESTAMP":
-        time = written
-    else:
-        # Not straight to TIMESTAMP: that would drop an offset without a word.
-        time = f"TRY_CAST({written} AS TIMESTAMPTZ)::TIMESTAMP"
-    return f"""CASE WHEN {time} >= TIMESTAMP '0001-01-01' AND {time} < TIMESTAMP '10000-01-01'
-        THEN {time} END"""
 
 
 def is_given(column: str | float | datetime | None) -> str:

@@ -1,10 +1,12 @@
 """A query and the columns it reads → SQL of its rows and columns, tried on empty tables."""
 
 import re
+from collections.abc import Container
 
 import duckdb
 
 from ehr_sn.errors import DataError, did_you_mean
+from ehr_sn.ingest.functions import create_functions
 from ehr_sn.ingest.queries import Query
 from ehr_sn.ingest.sql import identifier, source, typed_columns
 
@@ -16,7 +18,12 @@ _UNKNOWN_COLUMN = (
 
 
 def rehearse(
-    where: str, query: Query, read: dict[str, list[tuple[str, str]]], every: list[str]
+    where: str,
+    query: Query,
+    read: dict[str, list[tuple[str, str]]],
+    every: list[str],
+    time_zone: str | None = None,
+    with_comma: Container[str] = (),
 ) -> tuple[str, list[tuple[str, str, str]]]:
     """What to select from for the query's rows, and name, SQL and type of each of its columns.
 
@@ -37,9 +44,10 @@ def rehearse(
     )
     tables = f"WITH {named} " if named else ""
     # In one order, whatever the number of threads.
-    relation = f"({tables}SELECT * FROM (\n{query.text}\n) ORDER BY ALL)"
+    relation = f"({tables}SELECT * FROM (\n{query.lenient(with_comma)}\n) ORDER BY ALL)"
     with duckdb.connect(config={"enable_external_access": "false"}) as db:
-        db.execute("SET TimeZone = 'UTC'; SET python_enable_replacements = false")
+        db.execute("SET python_enable_replacements = false")
+        create_functions(db, time_zone)
         db.execute("CREATE SCHEMA source")
         for table, has in read.items():
             typed = "".join(f", {identifier(name)} {dtype}" for name, dtype in has)

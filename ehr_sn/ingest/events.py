@@ -16,10 +16,8 @@ from ehr_sn.config import MICRO, Config, Conversion, Events
 from ehr_sn.ingest.cells import (
     LARGEST,
     MADE_MISSING,
-    NO_TIME,
     SET_ASIDE,
     as_subject,
-    as_time,
     implausible,
     is_given,
     require_some_number,
@@ -31,9 +29,10 @@ from ehr_sn.ingest.cells import (
 )
 from ehr_sn.ingest.code_sets import MEASUREMENTS, held_by
 from ehr_sn.ingest.columns import of_table
-from ehr_sn.ingest.expressions import Expression, number
-from ehr_sn.ingest.sql import identifier, literal, source
+from ehr_sn.ingest.expressions import Expression
+from ehr_sn.ingest.sql import identifier, literal, number, source
 from ehr_sn.ingest.tables import count, notice
+from ehr_sn.ingest.times import NO_TIME, as_time
 
 HASHES_AT_ONCE = 2**25  # eight bytes each, beside what DuckDB holds
 
@@ -104,7 +103,7 @@ def recorded(db: duckdb.DuckDBPyConnection, config: Config, key: str) -> str:
         types = types_of(db, events.table)
         selected.append(
             f"""SELECT {as_subject(events.subject_id, subject_type, types)} AS subject_id,
-                {as_time(events.time, events.clock or config.clock, types)} AS time
+                {as_time(events.time, config.clock_of(events), types)} AS time
             FROM {_counted_in(events)} WHERE {identifier(events.code)} IN
                 (SELECT cell FROM coded_{i} WHERE code_id IN ({held_by(key)}))"""
         )
@@ -136,7 +135,7 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
             FROM (SELECT _row, _subject AS subject_id, {value} AS value,
                     {number(value)} AS number, {unit} AS unit,
                     {is_given(events.subject_id)} AS subject_given,
-                    {as_time(events.time, events.clock or config.clock, types)} AS time,
+                    {as_time(events.time, config.clock_of(events), types)} AS time,
                     {is_given(events.time)} AS time_given, _code_id AS code_id
                 FROM {_counted_in(events)}
                 LEFT JOIN (SELECT DISTINCT subject_id AS _subject FROM cohort)

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ehr_sn.ingest.sql import number
+
 _COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Eq: "=",
     ast.NotEq: "<>",
@@ -193,11 +195,6 @@ def _literal(node: ast.expr) -> float | str | None:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
             return -float(number) if abs(number) < 1e300 else None
     return None
-
-
-def number(value: str) -> str:
-    """SQL for a value as a double; NaN is how some tables write a missing one."""
-    return f"nullif(TRY_CAST({value} AS DOUBLE), 'nan'::DOUBLE)"
 
 
 class _Sql:

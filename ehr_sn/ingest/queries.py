@@ -1,14 +1,25 @@
-"""SQL of a derived table → the tables and columns it reads; or why it may not be run."""
+"""SQL of a derived table → the tables and columns it reads, and how it is run; or why it may not be.
+
+One bad cell costs its row, not the table: a cast that fails gives a missing entry, as TRY_CAST does,
+and so do the functions that make dates. What is cast from text means what it means elsewhere in
+ingest: times by the grammar of `times`, with their offsets, and numbers by `cells`.
+"""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import duckdb
 
+from ehr_sn.ingest.sql import is_number
+
 _TABLE_FUNCTIONS = ("generate_series", "range", "unnest")  # the others read files or DuckDB itself
+_TIME_CASTS = {"DATE": "_to_date", "TIMESTAMP": "_to_timestamp", "DATETIME": "_to_timestamp"}
+_TIME_CASTS |= {"TIMESTAMPTZ": "moment", "TIMESTAMP WITH TIME ZONE": "moment"}
+_MAY_FAIL = ("make_date", "make_timestamp", "make_timestamptz", "make_time")
+_PARSERS = ("strptime", "try_strptime")
 _CLOCKS = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")
 
 
@@ -34,6 +45,14 @@ class Query:
     tables: frozenset[str]
     names: frozenset[str]
     everything: bool
+    _tree: str = field(repr=False)
+
+    def lenient(self, with_comma: Container[str] = ()) -> str:
+        """The SQL as it is run. `with_comma`: columns, in lower case, with decimal commas."""
+        tree = _lenient(json.loads(self._tree), with_comma)
+        with duckdb.connect() as db:
+            (text,) = db.execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchall()[0]
+        return str(text)
 
     @classmethod
     def parse(cls, text: str) -> "Query":
@@ -73,6 +92,7 @@ class Query:
             frozenset(_tables(tree, frozenset())),
             frozenset(name.lower() for path in [*columns, *using] for name in path),
             everything,
+            written,
         )
 
     def reads(self, header: Sequence[str]) -> list[str]:
@@ -94,6 +114,55 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
     for part in tree.values() if isinstance(tree, dict) else tree:
         if isinstance(part, (dict, list)):
             yield from _nodes(part)
+
+
+def _lenient(node: Any, with_comma: Container[str]) -> Any:
+    """The same tree, with casts and functions that do not stop at a cell."""
+    if isinstance(node, list):
+        return [_lenient(part, with_comma) for part in node]
+    if not isinstance(node, dict):
+        return node
+    kept = {key: _lenient(part, with_comma) for key, part in node.items()}
+    if node.get("class") == "CAST":
+        return _lenient_cast(kept, node["child"], with_comma)
+    function = str(node.get("function_name", "")).lower()
+    if node.get("class") == "FUNCTION" and function in _PARSERS:
+        return kept | {"function_name": "_strptime", "qualified_name": {"path": ["_strptime"]}}
+    if node.get("class") == "FUNCTION" and function in _MAY_FAIL:
+        outer = {"class": "OPERATOR", "type": "OPERATOR_TRY", "alias": node["alias"]}
+        return outer | {"children": [kept | {"alias": ""}]}
+    return kept
+
+
+def _lenient_cast(cast: dict[str, Any], child: dict[str, Any], with_comma: Container[str]) -> Any:
+    if child["class"] == "CONSTANT":
+        return cast
+    target = cast["type_expr"].get("type_name", "").upper()
+    if target in _TIME_CASTS:
+        return _call(_TIME_CASTS[target], cast["child"], cast["alias"])
+    if is_number(target) or target in ("DECIMAL", "NUMERIC", "REAL", "INT"):
+        name = child.get("column_names", [""])[-1].lower()
+        function = "_comma_number" if name in with_comma else "_number"
+        cast = cast | {"child": _call(function, cast["child"])}
+    return cast | {"try_cast": True}
+
+
+def _call(function: str, argument: Any, alias: str = "") -> dict[str, Any]:
+    return {
+        "class": "FUNCTION",
+        "type": "FUNCTION",
+        "alias": alias,
+        "function_name": function,
+        "schema": "",
+        "filter": None,
+        "order_bys": {"type": "ORDER_MODIFIER", "orders": []},
+        "distinct": False,
+        "is_operator": False,
+        "export_state": False,
+        "catalog": "",
+        "arguments": [{"name": "", "expression": argument}],
+        "qualified_name": {"path": [function]},
+    }
 
 
 def _is_all(expression: dict[str, Any]) -> bool:

@@ -135,14 +135,14 @@ def prepare(config: Config, work: Work, shard_rows: int | None = None) -> None:
         vars(work).pop("plan", None)
     with work.scratch() as scratch, no_values_in_errors(config):
         if not plan.exists():
-            with connect(scratch / "spill") as db:
+            with connect(scratch / "spill", time_zone=config.clock.time_zone) as db:
                 rows = load_tables(db, config, shard_rows, work.may_be_empty)
                 if rows is not None:
                     write_json(plan, {"shards": 1, "rows": rows, "versions": _versions()})
                     (work.build or _build)(db, config, work, 0, scratch)
                     return
         with (
-            connect(scratch / "spill") as db,
+            connect(scratch / "spill", time_zone=config.clock.time_zone) as db,
             opened_tables(db, config, work.may_be_empty) as opened,
         ):
             whole = _needed_whole(config)
@@ -159,7 +159,7 @@ def prepare(config: Config, work: Work, shard_rows: int | None = None) -> None:
                         _land(db, config, work, table, scratch)
                 return
         if work.unfinished:
-            with connect(scratch / "spill") as db:
+            with connect(scratch / "spill", time_zone=config.clock.time_zone) as db:
                 load_tables(db, config, None, work.may_be_empty)
                 (work.build or _build)(db, config, work, 0, scratch)
 
@@ -179,7 +179,7 @@ def build_shard(config: Config, work: Work, shard: int) -> None:
     with (
         work.scratch() as scratch,
         no_values_in_errors(config),
-        connect(scratch / "spill", SHARD_MEMORY) as db,
+        connect(scratch / "spill", SHARD_MEMORY, config.clock.time_zone) as db,
     ):
         if shard:
             db.execute("SET threads = 1")

@@ -45,8 +45,25 @@ def source(table: str) -> str:
     return f"source.{identifier(table)}"
 
 
+def is_plain_number(text: str, decimal: str = ".") -> str:
+    """SQL that is false of a text which DuckDB takes for a number and people do not.
+
+    That is `1_234`; and, of a table with decimal commas, `1.234`: there a number that has a comma
+    was given an exponent when it was read (`12,5` is 12.5e0), so that it differs from one that had a point.
+    """
+    if decimal == ".":
+        return f"NOT contains({text}, '_')"
+    return f"NOT contains({text}, '_') AND (NOT contains({text}, '.') OR contains({text}, 'e'))"
+
+
+def number(value: str, decimal: str = ".") -> str:
+    """SQL for a value as a double; NaN is how some tables write a missing one."""
+    function = "_number" if decimal == "." else "_comma_number"
+    return f"nullif(TRY_CAST({function}({value}) AS DOUBLE), 'nan'::DOUBLE)"
+
+
 def typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[str, str, str]]:
-    """Columns of a source that has types: name, SQL, and its type: number, timestamp or text."""
+    """Columns of a source that has types: name, SQL, and its type: number, date, time or text."""
     columns = []
     for name, dtype, *_ in db.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall():
         column = identifier(name)
@@ -54,7 +71,9 @@ def typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[st
             sql, kind = f"nullif({column}, 'nan')", dtype
         elif dtype == "BOOLEAN":
             sql, kind = f"{column}::TINYINT", "TINYINT"
-        elif dtype == "DATE" or dtype.startswith("TIMESTAMP"):
+        elif dtype in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"):
+            sql, kind = column, dtype
+        elif dtype.startswith("TIMESTAMP"):  # of another precision
             sql, kind = f"TRY_CAST({column} AS TIMESTAMP)", "TIMESTAMP"
         elif is_number(dtype):
             sql, kind = column, dtype

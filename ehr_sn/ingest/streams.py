@@ -50,7 +50,7 @@ def build_in_order(config: Config, work: Work, chunk_rows: int | None = None) ->
     with (
         work.scratch() as scratch,
         no_values_in_errors(config),
-        connect(scratch / "spill", SHARD_MEMORY) as db,
+        connect(scratch / "spill", SHARD_MEMORY, config.clock.time_zone) as db,
         opened_tables(db, config) as (table,),
     ):
         db.execute("SET enable_external_file_cache = false")  # the file is read once
@@ -197,7 +197,7 @@ class _Stream:
         with (
             work.scratch() as scratch,
             no_values_in_errors(self.config),
-            connect(scratch / "spill", SHARD_MEMORY) as db,
+            connect(scratch / "spill", SHARD_MEMORY, self.config.clock.time_zone) as db,
         ):
             db.execute(f"SET VARIABLE subject_type = {literal(self.subject_type)}")
             keep_requirements(db)

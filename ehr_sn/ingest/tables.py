@@ -25,6 +25,7 @@ from ehr_sn.errors import DataError, did_you_mean, disk_is_full
 from ehr_sn.ingest import fhir
 from ehr_sn.ingest.columns import Column, Columns, Reference
 from ehr_sn.ingest.derived import rehearse
+from ehr_sn.ingest.functions import create_functions
 from ehr_sn.ingest.sql import identifier, is_integer, literal, source, typed_columns
 
 XPT_ROWS = 100_000  # read at a time
@@ -35,7 +36,7 @@ _NOT_UTF8 = "the file is not UTF-8 text: save it so, or name its `encoding`, suc
 _DAMAGED = "the file is damaged, cut off, or not what its name says"
 _UNFIT = (
     "DuckDB stops at a value that the SQL cannot take, and says which, so its message is left out: "
-    "write TRY_CAST, or try_strptime, where not every value can be converted"
+    "compare like with like, such as day::DATE with a date, and put what may fail into TRY(…)"
 )
 
 
@@ -55,14 +56,20 @@ class Source:
         return {key: value for key, value in asdict(self).items() if key != "files" or value}
 
 
-def connect(spill_to: Path | None = None, memory_limit: str = "2GB") -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB of bounded memory that spills to `spill_to` beyond it."""
-    settings = {"memory_limit": memory_limit, "TimeZone": "UTC", "enable_progress_bar": "false"}
+def connect(
+    spill_to: Path | None = None, memory_limit: str = "2GB", time_zone: str | None = None
+) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB of bounded memory that spills to `spill_to` beyond it.
+
+    Its time zone is the site's, by default UTC, and never the machine's.
+    """
+    settings = {"memory_limit": memory_limit, "enable_progress_bar": "false"}
     if spill_to is not None:
         settings["temp_directory"] = str(spill_to)
     db = duckdb.connect()
     for name, value in settings.items():
         db.execute(f"SET {name} = {literal(value)}")
+    create_functions(db, time_zone)
     return db
 
 
@@ -438,7 +445,7 @@ def _open_stacks(
             for table in config.reads(name)
         }
         every = [column for table in read for column in stacks[table].header]
-        relation, columns = rehearse(where, query, read, every)
+        relation, columns = rehearse(where, query, read, every, config.clock.time_zone)
         stacks[name] = _Stack(where, [_of_one_part(where, relation, columns, _UNFIT)])
         queries += [
             Reference(f"tables.{name}.sql", Column(table, column))

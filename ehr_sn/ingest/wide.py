@@ -21,10 +21,8 @@ import duckdb
 from ehr_sn.config import Config, StaticFeature, category_name
 from ehr_sn.ingest.cells import (
     MADE_MISSING,
-    NO_TIME,
     SET_ASIDE,
     as_subject,
-    as_time,
     create_quarantine,
     implausible,
     is_given,
@@ -39,11 +37,12 @@ from ehr_sn.ingest.cells import (
 from ehr_sn.ingest.code_sets import stage_code_sets
 from ehr_sn.ingest.columns import Column, Columns
 from ehr_sn.ingest.eligibility import Attrition, entry, stage_eligible
-from ehr_sn.ingest.expressions import Expression, number
+from ehr_sn.ingest.expressions import Expression
 from ehr_sn.ingest.pseudonyms import pseudonymise
 from ehr_sn.ingest.requirements import Requirement, require
-from ehr_sn.ingest.sql import DAY, YEAR, identifier, is_number, literal, source
+from ehr_sn.ingest.sql import DAY, YEAR, identifier, is_number, literal, number, source
 from ehr_sn.ingest.tables import count, create_notices, headers, notice
+from ehr_sn.ingest.times import NO_TIME, as_time
 
 AS_OF = "as_of"  # a variable of DuckDB: the moment at which the tables were copied, where told
 NOT_REACHED = "the prediction time was not reached when the tables were copied"

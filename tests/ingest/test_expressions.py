@@ -1,18 +1,17 @@
 """A condition means what it says, of what is missing it knows nothing, and nothing else runs."""
 
-import duckdb
 import pytest
 
 from ehr_sn.ingest.expressions import Expression
+from ehr_sn.ingest.tables import connect
 
 
 def answer(text, **row):
     """True, False or None (unknown) for a row of these cells."""
     columns = ", ".join(f"? AS {name}" for name in row)
     sql = Expression.parse(text).sql(lambda name: name.replace(".", "_").replace(" ", "_"))
-    return duckdb.sql(f"SELECT {sql} FROM (SELECT {columns})", params=[*row.values()]).fetchall()[
-        0
-    ][0]
+    with connect() as db:
+        return db.execute(f"SELECT {sql} FROM (SELECT {columns})", [*row.values()]).fetchall()[0][0]
 
 
 @pytest.mark.parametrize(

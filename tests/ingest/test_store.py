@@ -246,8 +246,8 @@ def test_two_ingests_write_the_same_bytes_on_any_number_of_threads(hospital, mon
     written = []
     for threads in (1, 8):
 
-        def connect_with_threads(*args, threads=threads):
-            db = connect(*args)
+        def connect_with_threads(*args, threads=threads, **options):
+            db = connect(*args, **options)
             db.execute(f"SET threads = {threads}")
             return db
 

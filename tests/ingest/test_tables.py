@@ -3,7 +3,7 @@
 import gzip
 import hashlib
 import sys
-from datetime import datetime
+from datetime import UTC, datetime
 
 import pandas as pd
 import pytest
@@ -111,7 +111,7 @@ def test_typed_columns_come_as_numbers_or_text(load, hospital):
     frame.to_parquet(hospital.folder / "x.parquet", index=False)
     content = (hospital.folder / "x.parquet").read_bytes()
     assert load(content, "labs.parquet") == [
-        (1, 7, datetime(2020, 1, 1, 10), "sbp", None),
+        (1, 7, datetime(2020, 1, 1, 10, tzinfo=UTC), "sbp", None),
         (2, None, None, None, 1.5),
     ]
     frame.astype({"x": bool}).to_parquet(hospital.folder / "x.parquet", index=False)
