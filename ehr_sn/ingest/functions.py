@@ -50,7 +50,8 @@ def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> No
         db,
         "known",
         {
-            "x VARCHAR": f"coalesce(CASE WHEN length(x) = 10 THEN {day} ELSE {moment} END, {no_time})",
+            "x VARCHAR": f"""coalesce(
+                CASE WHEN length(x) = 10 THEN {day} ELSE {moment} END, {no_time})""",
             "x DATE": day,
             "x TIMESTAMP": "x::TIMESTAMPTZ",
             "x TIMESTAMPTZ": "x",

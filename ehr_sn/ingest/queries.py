@@ -1,8 +1,8 @@
-"""SQL of a derived table → the tables and columns it reads, and how it is run; or why it may not be.
+"""SQL of a derived table → the tables and columns it reads, and how it is run; or why it is refused.
 
-One bad cell costs its row, not the table: a cast that fails gives a missing entry, as TRY_CAST does,
-and so do the functions that make dates. What is cast from text means what it means elsewhere in
-ingest: times by the grammar of `times`, with their offsets, and numbers by `cells`.
+One bad cell costs its row, not the table: a cast that fails gives a missing entry, as TRY_CAST
+does, and so do the functions that make dates. What is cast from text means what it means
+everywhere in ingest: times by the grammar of `times`, with their offsets, and plain numbers.
 """
 
 import json

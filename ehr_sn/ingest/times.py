@@ -60,23 +60,22 @@ def moment_of_text(text: str, time_zone: str | None = None) -> str:
     """SQL for a text as a timestamp in UTC, NULL where it is no time."""
     local = _from_local(f"TRY_CAST({text} AS TIMESTAMP)", time_zone)
     if time_zone is not None:
-        local = (
-            f"CASE WHEN ends_with({text}, 'Z') THEN TRY_CAST({text} AS TIMESTAMP) ELSE {local} END"
-        )
+        in_utc = f"TRY_CAST({text} AS TIMESTAMP)"
+        local = f"CASE WHEN ends_with({text}, 'Z') THEN {in_utc} ELSE {local} END"
     point = f"replace({text}, ',', '.')"
     uncommon_local = _from_local(f"TRY_CAST({point} AS TIMESTAMP)", time_zone)
     tight = f"replace(replace(upper({point}), ' +', '+'), ' -', '-')"
-    tight = f"replace({tight}, ' Z', 'Z')"
+    aware = _in_utc(f"TRY_CAST(replace({tight}, ' Z', 'Z') AS TIMESTAMPTZ)")
     return rf"""CASE WHEN regexp_full_match({text}, '{_PLAIN}') THEN {local}
-        WHEN regexp_full_match({text}, '{WITH_OFFSET}') THEN {_in_utc(f"TRY_CAST({tight} AS TIMESTAMPTZ)")}
+        WHEN regexp_full_match({text}, '{WITH_OFFSET}') THEN {aware}
         WHEN regexp_full_match({text}, '{_LOCAL}') THEN {uncommon_local} END"""
 
 
-def moment_by_format(text: str, format: str, time_zone: str | None) -> str:
+def moment_by_format(text: str, form: str, time_zone: str | None) -> str:
     """SQL for a text that is written by a format, as a timestamp in UTC; NULL where it is not."""
-    parsed = f"try_strptime({text}, {literal(format)})"
-    time = _in_utc(parsed) if "%z" in format else _from_local(parsed, time_zone)
-    if "%Y" not in format and "%G" not in format:
+    parsed = f"try_strptime({text}, {literal(form)})"
+    time = _in_utc(parsed) if "%z" in form else _from_local(parsed, time_zone)
+    if "%Y" not in form and "%G" not in form:
         return time
     # DuckDB reads %Y from two digits, too: 03.05.20 would be in the year 20.
     return f"CASE WHEN year({time}) >= {YEAR_OF_FOUR_DIGITS} THEN {time} END"
@@ -85,7 +84,8 @@ def moment_by_format(text: str, format: str, time_zone: str | None) -> str:
 def day_end(day: str, time_zone: str | None, anywhere: bool = False) -> str:
     """SQL for the end of a day, given as SQL for a DATE, as a timestamp in UTC.
 
-    Without a time zone a day ends at midnight in UTC; with `anywhere`, when it has ended everywhere.
+    Without a time zone a day ends at midnight in UTC or, with `anywhere`, when it has ended
+    everywhere.
     """
     if time_zone is None and anywhere:
         return f"({day} + INTERVAL {_ANYWHERE} HOUR)"

@@ -120,12 +120,12 @@ def test_no_row_is_an_empty_table(derive):
 
 def test_a_cast_that_fails_gives_a_missing_entry(derive):
     read = derive("x", labs="SELECT id, day, test, x::DOUBLE AS x FROM raw")
-    assert (None,) in read and len(read) == len(derive("x", labs="SELECT * FROM raw"))
+    assert sorted(read, key=str) == [(110.0,), (120.0,), (140.0,), (None,)]
 
 
 def test_a_value_that_cannot_be_compared_is_not_told(derive):
     with pytest.raises(DataError) as error:
-        derive(labs="SELECT id, day, test, x FROM raw WHERE x > 5")
+        derive(labs="SELECT id, day, test, x FROM raw WHERE x > DATE '2020-01-01'")
     assert "tables.labs.sql: DuckDB stops at a value that the SQL cannot take" in str(error.value)
     assert "TRY(" in str(error.value)
     assert "oops" not in str(error.value)

@@ -203,7 +203,7 @@ def test_every_kind_of_source_and_of_rule_comes_to_the_same_in_many_shards(ruled
         (
             {
                 "tables__coded__sql": "SELECT code, subject_id AS id, onset FROM conditions "
-                "WHERE code > 5"
+                "WHERE code > DATE '2020-01-01'"
             },
             "compare like with like",
         ),
