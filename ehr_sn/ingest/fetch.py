@@ -94,9 +94,8 @@ def fetch_nhanes(
     Raises
     ------
     FetchError
-        A cycle is unknown, or two hold the same people; a server cannot be reached, or sends
-        something else; a file differs from its line in SHA256SUMS; or no table is in a cycle at
-        all.
+        A cycle is unknown, or two overlap; a server cannot be reached, or sends something else; a
+        file differs from its line in SHA256SUMS; or no table is in a cycle at all.
     """
     cycles = list(dict.fromkeys(cycles))
     _require_cycles(cycles)
@@ -151,9 +150,9 @@ def _require_cycles(cycles: list[str]) -> None:
     if set(OVERLAP) <= set(cycles):
         alone, combined = OVERLAP
         raise FetchError(
-            f"{alone} and {combined} hold the same people: the files of {combined} contain those "
-            f"of {alone}, under the same SEQN, so one data set cannot have both. Name only "
-            f"{combined}, or only {alone}"
+            f"{alone} and {combined} overlap: the files of {combined} contain the people of "
+            f"{alone} under the same SEQN, so one data set cannot have both. Name only {combined}, "
+            f"or only {alone}"
         )
 
 

@@ -258,7 +258,7 @@ def test_the_newest_releases_are_fetched_beside_an_older_cycle(mirror, tmp_path)
 @pytest.mark.parametrize("cycles", [("2017-2018", "2017-2020"), ("2017-2020", "2017-2018")])
 def test_cycles_that_hold_the_same_people_are_refused_together(mirror, tmp_path, cycles):
     folder = tmp_path / "nhanes"
-    with pytest.raises(FetchError, match=r"2017-2020 contain those of 2017-2018.*the same SEQN"):
+    with pytest.raises(FetchError, match=r"2017-2020 contain the people of 2017-2018.*same SEQN"):
         mirror.fetch(folder, cycles=cycles)
     assert not mirror.requests
     assert not folder.exists()
