@@ -30,7 +30,7 @@ from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.table import all_methods, explain, headline, plain_table
 from ehr_sn.ingest import simulate as simulation
 from ehr_sn.ingest import store as stores
-from ehr_sn.ingest.fetch import CDC, TABLES, fetch_nhanes
+from ehr_sn.ingest.fetch import CDC, fetch_nhanes
 from ehr_sn.ingest.meds import SUBJECT_IDS, export_meds
 from ehr_sn.studies import STUDIES, load_study
 
@@ -476,13 +476,20 @@ def fetch(
     cycles: Annotated[
         list[str],
         typer.Option(
-            metavar="CYCLE [CYCLE]...", help="Survey cycles, such as 2005-2006 2007-2008."
+            metavar="CYCLE [CYCLE]...",
+            help="Survey cycles, such as 2005-2006 2007-2008; the newest are 2017-2020 (to March "
+            "2020, with 2017-2018) and 2021-2023.",
         ),
     ],
     further_cycles: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     tables: Annotated[
-        str, typer.Option(help="CDC's names of the tables, separated by commas.")
-    ] = ",".join(TABLES),
+        str | None,
+        typer.Option(
+            help="CDC's names of the tables, separated by commas; by default those that "
+            "configs/nhanes.yaml reads or, of the newest cycles, configs/nhanes_2017.yaml.",
+            show_default=False,
+        ),
+    ] = None,
     base_url: Annotated[str, typer.Option(help="CDC's address, or that of a mirror.")] = CDC,
 ) -> None:
     """Download a public data set: resumed where it stopped, and checked against SHA256SUMS."""
@@ -495,9 +502,8 @@ def fetch(
             bar.update(tasks[file], completed=done, total=total, visible=done != total)
 
         wanted = [*cycles, *(further_cycles or [])]
-        results = fetch_nhanes(
-            wanted, to, tables=tables.split(","), base_url=base_url, advance=advance
-        )
+        named = None if tables is None else tables.split(",")
+        results = fetch_nhanes(wanted, to, tables=named, base_url=base_url, advance=advance)
     counts = Counter(result.outcome for result in results)
     size = sum(result.size for result in results) / 1e6
     for result in results:

@@ -19,15 +19,31 @@ from ehr_sn.errors import EhrSnError, did_you_mean
 from ehr_sn.ingest.tables import sha256
 
 CDC = "https://wwwn.cdc.gov/Nchs/Data/Nhanes/Public"
-CYCLES = {f"{year}-{year + 1}": "ABCDEFGHIJ"[(year - 1999) // 2] for year in range(1999, 2019, 2)}
-# The tables of configs/nhanes.yaml, in its order; and the names that some had in some cycles.
+# How CDC names a table's file in each cycle. The survey stopped in March 2020: what was collected
+# from 2019 on was released only together with 2017-2018. The cycle after it ended in August 2023.
+CYCLES = {
+    "1999-2000": "{}",
+    **{f"{2001 + 2 * i}-{2002 + 2 * i}": f"{{}}_{letter}" for i, letter in enumerate("BCDEFGHIJ")},
+    "2017-2020": "P_{}",
+    "2021-2023": "{}_L",
+}
+OVERLAP = ("2017-2018", "2017-2020")
+NEVER_ALONE = "2019-2020"
+# The tables of configs/nhanes.yaml and of configs/nhanes_2017.yaml, in their order.
 # fmt: off
 TABLES = (
     "DEMO", "BMX", "BPX", "CBC", "BIOPRO", "TCHOL", "HDL", "TRIGLY", "ALB_CR", "CRP", "COT",
     "PBCD", "VID", "UIO", "DR1TOT", "SMQ", "ALQ", "PAQ", "SLQ", "DPQ", "DBQ", "FSQ", "HUQ",
     "HSQ", "HIQ", "OCQ", "MCQ", "DIQ", "BPQ",
 )
+TABLES_SINCE_2017 = (
+    "DEMO", "BMX", "BPXO", "CBC", "BIOPRO", "TCHOL", "HDL", "TRIGLY", "ALB_CR", "HSCRP", "COT",
+    "PBCD", "VID", "UIO", "DR1TOT", "SMQ", "ALQ", "PAQ", "SLQ", "DPQ", "DBQ", "FSQ", "HUQ",
+    "HIQ", "OCQ", "MCQ", "DIQ", "BPQ",
+)
 # fmt: on
+# Other names of a table whose columns kept their names, units and codes. BPXO and HSCRP are none of
+# BPX and CRP: the pressures come from another device, the protein in mg/L instead of mg/dL.
 FORMER_NAMES = {"COT": ("COTNAL",)}
 
 SUMS = "SHA256SUMS"
@@ -57,17 +73,19 @@ def fetch_nhanes(
     cycles: Iterable[str],
     to: Path,
     *,
-    tables: Iterable[str] = TABLES,
+    tables: Iterable[str] | None = None,
     base_url: str = CDC,
     advance: Advance = lambda file, done, total: None,
     wait: float = 1.0,
 ) -> list[Fetched]:
-    """Download the tables of some survey cycles as `to/CYCLE/TABLE_LETTER.xpt`.
+    """Download the tables of some survey cycles as `to/CYCLE/FILE.xpt`, FILE being CDC's name.
 
     Parameters
     ----------
     cycles
         Such as "2005-2006".
+    tables
+        CDC's names without prefix and suffix; by default `default_tables` of each cycle.
     advance
         Called with the file, its bytes so far and, where the server tells, in all.
     wait
@@ -76,21 +94,21 @@ def fetch_nhanes(
     Raises
     ------
     FetchError
-        A cycle is unknown; a server cannot be reached, or sends something else; a file differs from
-        its line in SHA256SUMS; or no table is in a cycle at all.
+        A cycle is unknown, or two overlap; a server cannot be reached, or sends something else; a
+        file differs from its line in SHA256SUMS; or no table is in a cycle at all.
     """
-    cycles, tables = list(dict.fromkeys(cycles)), list(dict.fromkeys(tables))
-    for cycle in cycles:
-        if cycle not in CYCLES:
-            raise FetchError(f"{cycle!r} is no NHANES cycle; {did_you_mean(cycle, CYCLES)}")
+    cycles = list(dict.fromkeys(cycles))
+    _require_cycles(cycles)
+    wanted = None if tables is None else list(dict.fromkeys(tables))
     if not base_url.lower().startswith(("http://", "https://")):
         raise FetchError(f"{base_url!r} is no web address: it begins with https:// or http://")
     folder = _Folder(to)
     results = []
     for cycle in cycles:
         of_cycle = []
-        for table in tables:
-            names = [f"{name}{_suffix(cycle)}" for name in (table, *FORMER_NAMES.get(table, ()))]
+        in_cycle = list(default_tables(cycle)) if wanted is None else wanted
+        for table in in_cycle:
+            names = [file_name(name, cycle) for name in (table, *FORMER_NAMES.get(table, ()))]
             urls = {
                 f"{cycle}/{n}.xpt": f"{base_url.rstrip('/')}/{cycle[:4]}/DataFiles/{n}.xpt"
                 for n in names
@@ -98,16 +116,44 @@ def fetch_nhanes(
             of_cycle.append(_first_found(folder, urls, advance, wait))
         if all(result.outcome == "not in that cycle" for result in of_cycle):
             raise FetchError(
-                f"{base_url}: has none of the {len(tables)} tables of {cycle}: is the address "
+                f"{base_url}: has none of the {len(in_cycle)} tables of {cycle}: is the address "
                 "right? Below it, files are looked for as "
-                f"{cycle[:4]}/DataFiles/{tables[0]}{_suffix(cycle)}.xpt"
+                f"{cycle[:4]}/DataFiles/{file_name(in_cycle[0], cycle)}.xpt"
             )
         results += of_cycle
     return results
 
 
-def _suffix(cycle: str) -> str:
-    return "" if cycle == "1999-2000" else f"_{CYCLES[cycle]}"
+def file_name(table: str, cycle: str) -> str:
+    """Return CDC's name of a table's file, without its ending.
+
+    >>> file_name("DEMO", "2005-2006"), file_name("DEMO", "2017-2020")
+    ('DEMO_D', 'P_DEMO')
+    """
+    return CYCLES[cycle].format(table)
+
+
+def default_tables(cycle: str) -> tuple[str, ...]:
+    """Return the tables that the configuration for this cycle reads."""
+    return TABLES_SINCE_2017 if cycle in ("2017-2020", "2021-2023") else TABLES
+
+
+def _require_cycles(cycles: list[str]) -> None:
+    for cycle in cycles:
+        if cycle == NEVER_ALONE:
+            raise FetchError(
+                f"there are no files of {cycle} alone: the survey stopped in March 2020, and CDC "
+                f"released what it had together with 2017-2018. Name {OVERLAP[1]}"
+            )
+        if cycle not in CYCLES:
+            raise FetchError(f"{cycle!r} is no NHANES cycle; {did_you_mean(cycle, CYCLES)}")
+    if set(OVERLAP) <= set(cycles):
+        alone, combined = OVERLAP
+        raise FetchError(
+            f"{alone} and {combined} overlap: the files of {combined} contain the people of "
+            f"{alone} under the same SEQN, so one data set cannot have both. Name only {combined}, "
+            f"or only {alone}"
+        )
 
 
 def _first_found(folder: "_Folder", urls: dict[str, str], advance: Advance, wait: float) -> Fetched:

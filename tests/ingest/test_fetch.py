@@ -13,11 +13,19 @@ import yaml
 
 from ehr_sn.cli import main
 from ehr_sn.ingest import fetch
-from ehr_sn.ingest.fetch import TABLES, Fetched, FetchError, fetch_nhanes
+from ehr_sn.ingest.fetch import (
+    TABLES,
+    TABLES_SINCE_2017,
+    Fetched,
+    FetchError,
+    fetch_nhanes,
+    file_name,
+)
 
 CONTENT = fetch.XPT_BEGINS + bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 CYCLE = "2013-2014"
+NEWEST = ("2017-2020", "2021-2023")
 
 
 @dataclass
@@ -214,15 +222,86 @@ def test_a_cycle_that_never_was_is_answered_with_the_nearest(tmp_path):
         fetch_nhanes(["2005-206"], tmp_path)
 
 
-def test_files_are_named_as_cdc_names_them():
-    assert fetch.CYCLES["2005-2006"] == "D"
-    assert fetch.CYCLES["2013-2014"] == "H"
-    assert fetch.CYCLES["2017-2018"] == "J"
+@pytest.mark.parametrize(
+    ("cycle", "name"),
+    [
+        ("1999-2000", "DEMO"),
+        ("2001-2002", "DEMO_B"),
+        ("2005-2006", "DEMO_D"),
+        ("2013-2014", "DEMO_H"),
+        ("2017-2018", "DEMO_J"),
+        ("2017-2020", "P_DEMO"),
+        ("2021-2023", "DEMO_L"),
+    ],
+)
+def test_files_are_named_as_cdc_names_them(cycle, name):
+    assert file_name("DEMO", cycle) == name
 
 
-def test_what_is_fetched_is_what_the_configuration_reads():
-    config = Path(__file__).parents[2] / "configs" / "nhanes.yaml"
-    assert tuple(yaml.safe_load(config.read_text())["tables"]) == TABLES
+def test_the_newest_releases_are_fetched_beside_an_older_cycle(mirror, tmp_path):
+    addresses = [
+        "/2013/DataFiles/DEMO_H.xpt",
+        "/2017/DataFiles/P_DEMO.xpt",
+        "/2021/DataFiles/DEMO_L.xpt",
+    ]
+    mirror.files = dict.fromkeys(addresses, CONTENT)
+    results = mirror.fetch(tmp_path, cycles=[CYCLE, *NEWEST])
+    assert [address for address, _ in mirror.requests] == addresses
+    assert [(r.path, r.outcome) for r in results] == [
+        ("2013-2014/DEMO_H.xpt", "fetched"),
+        ("2017-2020/P_DEMO.xpt", "fetched"),
+        ("2021-2023/DEMO_L.xpt", "fetched"),
+    ]
+    assert {r.outcome for r in mirror.fetch(tmp_path, cycles=NEWEST)} == {"already there"}
+
+
+@pytest.mark.parametrize("cycles", [("2017-2018", "2017-2020"), ("2017-2020", "2017-2018")])
+def test_cycles_that_hold_the_same_people_are_refused_together(mirror, tmp_path, cycles):
+    folder = tmp_path / "nhanes"
+    with pytest.raises(FetchError, match=r"2017-2020 contain the people of 2017-2018.*same SEQN"):
+        mirror.fetch(folder, cycles=cycles)
+    assert not mirror.requests
+    assert not folder.exists()
+
+
+def test_a_cycle_that_was_cut_short_is_found_in_the_combined_one(tmp_path):
+    with pytest.raises(FetchError, match=r"no files of 2019-2020 alone.*Name 2017-2020"):
+        fetch_nhanes(["2019-2020"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("cycle", "config", "tables"),
+    [
+        (CYCLE, "nhanes.yaml", TABLES),
+        (NEWEST[0], "nhanes_2017.yaml", TABLES_SINCE_2017),
+        (NEWEST[1], "nhanes_2017.yaml", TABLES_SINCE_2017),
+    ],
+)
+def test_what_is_fetched_is_what_the_cycles_configuration_reads(
+    mirror, tmp_path, cycle, config, tables
+):
+    path = Path(__file__).parents[2] / "configs" / config
+    assert tuple(yaml.safe_load(path.read_text())["tables"]) == tables
+    mirror.files = {f"/{cycle[:4]}/DataFiles/{file_name('DEMO', cycle)}.xpt": CONTENT}
+    results = mirror.fetch(tmp_path, tables=None, cycles=[cycle])
+    assert [r.path for r in results] == [f"{cycle}/{file_name(t, cycle)}.xpt" for t in tables]
+
+
+def test_the_newest_releases_are_fetched_from_the_command_line(
+    mirror, tmp_path, monkeypatch, capsys
+):
+    wanted = [("2017", f"P_{table}") for table in TABLES_SINCE_2017]
+    wanted += [("2021", f"{table}_L") for table in TABLES_SINCE_2017 if table != "UIO"]
+    mirror.files = {f"/{year}/DataFiles/{name}.xpt": CONTENT for year, name in wanted}
+    command = f"ehr-sn fetch nhanes --cycles {' '.join(NEWEST)} --to {tmp_path}"
+    monkeypatch.setattr(sys, "argv", [*command.split(), "--base-url", mirror.url])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    printed = capsys.readouterr()
+    assert "2021-2023/UIO_L.xpt: no such table in that cycle" in printed.err
+    assert "55 fetched, 1 not in that cycle" in printed.out
+    assert len(files(tmp_path)) == len(wanted) + 1
 
 
 def test_real_tables_are_fetched_from_the_command_line(mirror, tmp_path, shared_data, monkeypatch):
