@@ -207,7 +207,7 @@ class Clock(StrictModel):
             return value
         if "%Z" in value:
             raise ValueError(
-                f"{value!r}: names of time zones (%Z) are ambiguous: use offsets (%z) or `time_zone`"
+                f"{value!r}: zones by name (%Z) are ambiguous: use offsets (%z) or `time_zone`"
             )
         if ("%p" in value) != ("%I" in value or "%-I" in value):
             raise ValueError(

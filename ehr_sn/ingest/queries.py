@@ -1,4 +1,4 @@
-"""SQL of a derived table → the tables and columns it reads, and how it is run; or why it is refused.
+"""SQL of a derived table → the tables and columns it reads, and how it runs; or why it is refused.
 
 One bad cell costs its row, not the table: a cast that fails gives a missing entry, as TRY_CAST
 does, and so do the functions that make dates. What is cast from text means what it means

@@ -36,7 +36,7 @@ _NOT_UTF8 = "the file is not UTF-8 text: save it so, or name its `encoding`, suc
 _DAMAGED = "the file is damaged, cut off, or not what its name says"
 _UNFIT = (
     "DuckDB stops at a value that the SQL cannot take, and says which, so its message is left out: "
-    "compare like with like, such as day::DATE with a date, and put what may fail into TRY(…)"
+    "cast what is compared, as in a::INT = b, and put what else may fail into TRY(…)"
 )
 
 
