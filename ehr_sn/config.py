@@ -257,9 +257,18 @@ class Table(StrictModel):
 
     `path` is CSV, Parquet, SAS XPORT or, with `fhir` naming a type of resource, NDJSON. It may hold
     `*`, `?`, `**` and `{this,that}`: the files it matches are stacked in sorted order by column
-    name, and a column that one of them lacks is missing there. `delimiter`, `encoding` and
-    `decimal` say how a CSV is written: by default with commas (in a `.tsv` file tabs), in UTF-8,
-    with a decimal point.
+    name, and a column that one of them lacks is missing there. `delimiter`, `encoding`, `decimal`,
+    `thousands` and `skip_rows` (lines above the header) say how a text file is written: by default
+    with commas (in `.tsv` tabs, in `.psv` bars), in UTF-8, with a decimal point, and without signs
+    between thousands.
+
+    `missing` lists cells that stand for a missing entry in every column. `optional_columns` may be
+    lacking, and are missing then; an `optional` table may be absent or empty: it has no rows then.
+
+    `key` names the columns that tell its rows apart. Of rows with one key that say the same, one
+    counts; of those that differ, the one in which `newest` is latest, and without `newest` none.
+    FHIR resources have their id as key, and their newest version counts; `deleted` names files of
+    Bundles that list deleted resources.
 
     `database` names one of `databases`, and `table` a table in it, by default under the same name.
     `sql` is a SELECT, as DuckDB writes it, from the other tables.
@@ -274,6 +283,16 @@ class Table(StrictModel):
     delimiter: str | None = Field(None, min_length=1, max_length=1)
     encoding: str | None = None
     decimal: Literal[".", ","] = "."
+    thousands: Literal[",", ".", " ", "'"] | None = Field(None, exclude_if=_unset)
+    skip_rows: int = Field(0, ge=0, exclude_if=_unset)
+    missing: Cells | None = Field(None, exclude_if=_unset)
+    optional: bool = Field(False, exclude_if=_unset)
+    optional_columns: Annotated[tuple[str, ...], Distinct] = Field((), exclude_if=_unset)
+    key: Annotated[tuple[str, ...], BeforeValidator(_as_several), Distinct] = Field(
+        (), exclude_if=_unset
+    )
+    newest: str | None = Field(None, exclude_if=_unset)
+    deleted: str | None = Field(None, exclude_if=_unset)
 
     @field_validator("encoding")
     @classmethod
@@ -294,7 +313,20 @@ class Table(StrictModel):
             raise ValueError("table: names a table in a database: give `database` too")
         if self.fhir is not None and self.path is None:
             raise ValueError("fhir: says what is in a file: give `path` too")
+        if self.thousands == self.decimal:
+            raise ValueError(f"thousands: {self.decimal!r} is the decimal sign already")
+        if self.optional and self.path is None:
+            raise ValueError("optional: is for files that may be absent: give `path` too")
+        if self.newest is not None and not self.key:
+            raise ValueError("newest: of which rows? Give the `key` that they share")
+        if self.deleted is not None and self.fhir is None:
+            raise ValueError("deleted: names FHIR Bundles: give `fhir` too")
         return self
+
+    @property
+    def told_apart_by(self) -> tuple[str, ...]:
+        """The columns of its key."""
+        return self.key or (() if self.fhir is None else ("id",))
 
     @cached_property
     def query(self) -> Query | None:
@@ -314,16 +346,23 @@ class Fetched(NamedTuple):
 class Events(StrictModel):
     """Columns of one table of timed events. Without `numeric_value`, rows are mere occurrences.
 
-    `unit` is the column of the values' units, for measurements that declare theirs. `where` is a
-    condition over the table's columns: rows for which it is not true are left out, and counted.
+    `unit` is the column of the values' units, for measurements that declare theirs. `comparator` is
+    a column that says whether a value is a bound (`<`, or OMOP's operator concepts); a bound is no
+    value. `where` is a condition over the table's columns: rows for which it is not true are left
+    out, and counted. `row_id` is the column that tells rows apart: rows equal in all that is used
+    are repeats only where they agree in it, too; without it, where the whole row of the file does.
+    With `code_separator` a cell may hold several codes for one thing.
     """
 
     table: str
     subject_id: str
     time: str
     code: str
+    code_separator: str | None = Field(None, min_length=1, exclude_if=_unset)
     numeric_value: str | None = None
     unit: str | None = None
+    comparator: str | None = Field(None, exclude_if=_unset)
+    row_id: str | None = Field(None, exclude_if=_unset)
     where: Condition | None = None
     clock: Clock | None = None
 
@@ -331,6 +370,8 @@ class Events(StrictModel):
     def _unit_of_a_value(self) -> Self:
         if self.unit is not None and self.numeric_value is None:
             raise ValueError("unit: is of values: name their column, numeric_value, too")
+        if self.comparator is not None and self.numeric_value is None:
+            raise ValueError("comparator: is of values: name their column, numeric_value, too")
         return self
 
 
@@ -1265,6 +1306,11 @@ class Config(StrictModel):
                 of_feature = key.startswith("features.")
                 if of_feature and label.prevalent and share_a_code(codes, label.codes or ()):
                     raise ValueError(gives_away(key, name))
+
+    def decimal_of(self, table: str) -> str:
+        """The decimal sign of a table; of a query a comma, if a table that it reads has one."""
+        read = self.reads(table)
+        return "," if "," in map(self.decimal_of, read) else self.tables[table].decimal
 
     def clock_of(self, events: Events) -> Clock:
         """The clock of a table of events: its own, or that of all, whose time zone it shares."""

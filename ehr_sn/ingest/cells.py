@@ -12,18 +12,32 @@ from types import MappingProxyType
 import duckdb
 
 from ehr_sn.config import Config, Range
+from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.requirements import REASONS, Requirement, require
-from ehr_sn.ingest.sql import identifier, literal, number, source
-from ehr_sn.ingest.tables import count
+from ehr_sn.ingest.sql import (
+    AnyCase,
+    as_text,
+    identifier,
+    is_integer,
+    literal,
+    literals,
+    number,
+    source,
+)
 
 SET_ASIDE = "row set aside"
 MADE_MISSING = "value made missing"
+NOBODY = ("NA", "N/A", "#N/A", "<NA>", "NULL", "(NULL)", "\\N", "NONE", "NAN", "NAT", ".", "?")
+BLANKS = " \t\n\r\v\f\u00a0\u1680\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
+BLANKS += "".join(map(chr, range(0x2000, 0x200C)))  # from the en quad to the zero width space
+EXACTLY = ("=", "==", "eq", "EQ", "0", "4172703")  # the last is OMOP's concept of =, 0 that of none
 LARGEST = 1e18  # beyond it no measurement lies, and a slope per year may leave float32
 
 
 def types_of(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
     """DuckDB's type of each column of a loaded table."""
-    return {name: dtype for name, dtype, *_ in db.execute(f"DESCRIBE {source(table)}").fetchall()}
+    described = db.execute(f"DESCRIBE {source(table)}").fetchall()
+    return AnyCase((name, dtype) for name, dtype, *_ in described)
 
 
 def subject_type_of(db: duckdb.DuckDBPyConnection, config: Config) -> str:
@@ -34,29 +48,62 @@ def subject_type_of(db: duckdb.DuckDBPyConnection, config: Config) -> str:
     told = db.execute("SELECT getvariable('subject_type')").fetchall()[0][0]
     if told is not None:
         return str(told)
-    subject = identifier(config.cohort.subject_id)
-    others = count(
-        db,
-        f"""SELECT count(*) FROM {source(config.cohort.table)}
-        WHERE {subject} IS NOT NULL AND {as_subject(config.cohort.subject_id, "BIGINT")} IS NULL""",
-    )
+    table, subject = config.cohort.table, config.cohort.subject_id
+    types = types_of(db, table)
+    others = count(db, f"SELECT count(*) FROM {source(table)} WHERE {is_no_number(subject, types)}")
     return "VARCHAR" if others else "BIGINT"
+
+
+def is_no_number(column: str, types: Mapping[str, str] = MappingProxyType({})) -> str:
+    """SQL that is true of a subject who has an id that is no whole number."""
+    text, number = (as_subject(column, kind, types) for kind in ("VARCHAR", "BIGINT"))
+    return f"{text} IS NOT NULL AND {number} IS NULL"
 
 
 def as_subject(
     column: str, subject_type: str, types: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """SQL for a subject as it is compared: as written, or as a whole number.
+    """SQL for a subject as it is compared: as written, or as a whole number; NULL for nobody.
 
-    7 and 7.0 (as tables with gaps hold whole numbers) are the same number; 007 and 7.6, which a
-    plain cast would also take for numbers, are none.
+    7 and 7.0 (as tables with gaps hold whole numbers) are the same; 007 and 7.6, which a plain cast
+    would also take for numbers, are none. NA, NULL and the like stand for a missing id.
     """
-    written = f"{identifier(column)}::VARCHAR"
+    dtype = types.get(column, "VARCHAR")
+    if is_integer(dtype):
+        return f"TRY_CAST({identifier(column)} AS {subject_type})"
+    written = as_text(identifier(column), dtype)
     if subject_type == "VARCHAR":
-        return written
-    if types.get(column) in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT"):
-        return f"{identifier(column)}::BIGINT"
+        whole = rf"regexp_replace({written}, '^(0|-?[1-9]\d*)\.0+$', '\1')"
+        return f"CASE WHEN NOT {_stands_for_nobody(written)} THEN {whole} END"
     return rf"TRY_CAST(regexp_extract({written}, '^(0|-?[1-9]\d*)(\.0+)?$', 1) AS BIGINT)"
+
+
+def is_given_subject(column: str, types: Mapping[str, str]) -> str:
+    """SQL that is true of an id which stands for somebody."""
+    if types.get(column, "VARCHAR") != "VARCHAR":
+        return is_given(column)
+    return f"{is_given(column)} AND NOT {_stands_for_nobody(identifier(column))}"
+
+
+def _stands_for_nobody(text: str) -> str:
+    return f"upper({text}) IN ({literals(NOBODY)})"
+
+
+def as_code(cell: str, dtype: str) -> str:
+    """SQL for a code as it is compared: without blanks around it; 201826 also where it is 201826.0.
+
+    No coding system writes .0 behind four digits, and tables with gaps do; 428.0 is ICD-9's.
+    """
+    text = f"nullif(trim({as_text(cell, dtype)}, {literal(BLANKS)}), '')"
+    if dtype != "VARCHAR":
+        return text
+    return rf"regexp_replace({text}, '^([1-9]\d{{3,}})\.0+$', '\1')"
+
+
+def is_bound(comparator: str) -> str:
+    """SQL that is true of a sign, or of an OMOP operator concept, which makes a value a bound."""
+    sign = as_code(f"({comparator})::VARCHAR", "VARCHAR")
+    return f"coalesce({sign} NOT IN ({literals(EXACTLY)}), FALSE)"
 
 
 def create_quarantine(db: duckdb.DuckDBPyConnection) -> None:
@@ -83,27 +130,58 @@ def is_given(column: str | float | datetime | None) -> str:
     return f"{identifier(column)} IS NOT NULL" if isinstance(column, str) else "TRUE"
 
 
-def value_reason_of(value: str, column: str | None, implausible: str) -> str:
+def value_reason_of(value: str, column: str | None, implausible: str, decimal: str = ".") -> str:
     """SQL for why a value is unusable, or NULL. A value that is not given has no reason.
 
-    `implausible` holds further branches, tried in their order.
+    `implausible` holds further branches, tried in their order; `decimal` is the table's sign.
     """
-    text = literal(f"{column}: not a number")
+    kinds = "\n".join(
+        f"WHEN regexp_full_match({value}::VARCHAR, {literal(pattern)}) "
+        f"THEN {literal(f'{column}: {why}')}"
+        for why, pattern in _not_quite_numbers(decimal).items()
+    )
     endless = literal(f"{column}: not finite, or beyond {LARGEST:g}")
     return f"""CASE
         WHEN {value} IS NULL THEN NULL
-        WHEN TRY_CAST({value} AS DOUBLE) IS NULL THEN {text}
-        WHEN abs({number(value)}) > {LARGEST!r} THEN {endless}
+        WHEN {_is_text(value, decimal)} THEN CASE {kinds}
+            ELSE {literal(f"{column}: not a number")} END
+        WHEN abs({number(value, decimal)}) > {LARGEST!r} THEN {endless}
         {implausible} END"""
 
 
-def implausible(value: str, quantity: Range, name: str, of: str = "TRUE") -> str:
-    """A branch of `_value_reason` for the rows where the condition `of` holds."""
+def _is_text(value: str, decimal: str = ".") -> str:
+    """SQL that is true of a value that is no number; NaN, which means missing, is one."""
+    return (
+        f"TRY_CAST({'_number' if decimal == '.' else '_comma_number'}({value}) AS DOUBLE) IS NULL"
+    )
+
+
+def _not_quite_numbers(decimal: str) -> dict[str, str]:
+    """What text may be in the place of a number, each with its pattern."""
+    point, comma = (r"\.", ",") if decimal == "." else (",", r"\.")
+    other = {
+        ".": {'a decimal comma: declare `decimal: ","`': r"[+-]?\d*,\d+"},
+        ",": {"a decimal point, where `decimal` is a comma": r"[+-]?\d*\.\d+"},
+    }
+    return {
+        "a bound, which is no value": r"[<>≤≥=~]+ ?[+-]?\d.*",
+        "signs between thousands: declare `thousands`": rf"[+-]?\d{{1,3}}({comma}\d{{3}})+"
+        rf"({point}\d+)?",
+        **other[decimal],
+    }
+
+
+def implausible(
+    value: str, quantity: Range, name: str, of: str = "TRUE", decimal: str = "."
+) -> str:
+    """A branch of `value_reason_of` for the rows where the condition `of` holds."""
     if quantity.plausible is None:
         return ""
     low, high = quantity.plausible
     reason = literal(f"{name}: outside the plausible range {low:g} to {high:g}")
-    return f"WHEN {of} AND {number(value)} NOT BETWEEN {low!r} AND {high!r} THEN {reason}\n"
+    return (
+        f"WHEN {of} AND {number(value, decimal)} NOT BETWEEN {low!r} AND {high!r} THEN {reason}\n"
+    )
 
 
 def plausible(quantity: Range) -> tuple[float, float]:
@@ -112,18 +190,38 @@ def plausible(quantity: Range) -> tuple[float, float]:
     return max(low, -LARGEST), min(high, LARGEST)
 
 
-def require_some_number(db: duckdb.DuckDBPyConnection, where: str, table: str, column: str) -> None:
+def require_some_number(
+    db: duckdb.DuckDBPyConnection, where: str, table: str, column: str, decimal: str = "."
+) -> None:
+    """Refuse a column in which every value is text, with what the text looks like.
+
+    Raises
+    ------
+    DataError
+        It is the wrong column, or numbers are written otherwise than the table says.
+    """
     value = identifier(column)
-    given, numbers = db.execute(
-        f"SELECT count({value}), count(TRY_CAST({value} AS DOUBLE)) FROM {source(table)}"
+    patterns = _not_quite_numbers(decimal)
+    alike = ", ".join(
+        f"count(*) FILTER (regexp_full_match({value}::VARCHAR, {literal(pattern)}))"
+        for pattern in patterns.values()
+    )
+    given, texts, *looks = db.execute(
+        f"""SELECT count({value}), count(*) FILTER ({value} IS NOT NULL
+            AND {_is_text(value, decimal)}), {alike} FROM {source(table)}"""
     ).fetchall()[0]
+    reasons = {f"hold {why}": n for why, n in zip(patterns, looks, strict=True)}
+    reasons["hold other text: is it the right column?"] = texts - sum(looks)
     message = (
         f"{where}: column {column!r} of table {table} holds text in all of its $given "
-        "filled rows, where numbers belong: is it the right column? Decimal commas need "
-        '`decimal: ","`'
+        f"filled rows, where numbers belong ({REASONS})"
     )
-    counts = {"given": given, "numbers": numbers}
-    require(db, [Requirement(message, counts, needed=("numbers",), unless_none="given")])
+    counts = {"given": given, "numbers": given - texts}
+    reasons = {} if given > texts else reasons
+    require(
+        db,
+        [Requirement(message, counts, needed=("numbers",), unless_none="given", reasons=reasons)],
+    )
 
 
 def require_usable(db: duckdb.DuckDBPyConnection, where: str, table: str, rows: int) -> None:

@@ -3,6 +3,7 @@
 DuckDB tables made here:
 
 - `event_codes`: code_id, code: every code in the tables of events
+- `code_parts`: code_id, part: the same, and each code of a cell that holds several
 - `coded_0`, `coded_1`, … for each entry of `events`: cell (as the table holds the code), code_id
 - `code_sets`: key (of the configuration), entry (its place in that list, from 0), written (the
   entry, or the line of its file), code, code_id
@@ -14,10 +15,11 @@ import duckdb
 import pyarrow as pa
 
 from ehr_sn.config import CONCEPTS, Config, gives_away
-from ehr_sn.ingest.cells import as_subject, types_of
+from ehr_sn.ingest.cells import as_code, as_subject, types_of
 from ehr_sn.ingest.codes import Descendants, patterns, written
+from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.requirements import Requirement, require
-from ehr_sn.ingest.sql import identifier, literal, source
+from ehr_sn.ingest.sql import identifier, is_integer, is_number, literal, source
 
 MEASUREMENTS = "features.measurements."
 
@@ -47,10 +49,12 @@ def stage_code_sets(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
     db.register("patterns", pa.table(arrays, names=names))
     db.execute(
-        """INSERT INTO code_sets SELECT key, entry, written, code, code_id
-            FROM patterns JOIN event_codes ON code = low WHERE exact
-        UNION ALL SELECT key, entry, written, code, code_id FROM patterns JOIN event_codes
-            ON code >= low AND left(code, length(high)) <= high WHERE NOT exact"""
+        """INSERT INTO code_sets SELECT DISTINCT key, entry, written, code, code_id FROM (
+            SELECT key, entry, written, code_id FROM patterns JOIN code_parts ON part = low
+            WHERE exact
+            UNION ALL SELECT key, entry, written, code_id FROM patterns JOIN code_parts
+            ON part >= low AND left(part, length(high)) <= high WHERE NOT exact)
+        JOIN event_codes USING (code_id)"""
     )
     db.unregister("patterns")
     for key, entries in config.code_sets.items():
@@ -67,25 +71,52 @@ def held_by(key: str) -> str:
 
 
 def _stage_event_codes(db: duckdb.DuckDBPyConnection, config: Config) -> None:
-    cells = []
+    cells, parts = [], []
     for i, events in enumerate(config.events):
+        code = identifier(events.code)
+        dtype = types_of(db, events.table)[events.code]
+        _require_no_fraction(db, config, i, dtype)
         db.execute(
-            f"""CREATE TEMP TABLE cells_{i} AS
-            SELECT DISTINCT {identifier(events.code)} AS cell FROM {source(events.table)}"""
+            f"""CREATE TEMP TABLE cells_{i} AS SELECT cell, {as_code("cell", dtype)} AS code
+            FROM (SELECT DISTINCT {code} AS cell FROM {source(events.table)})"""
         )
-        cells.append(f"SELECT cell::VARCHAR AS code FROM cells_{i}")
+        cells.append(f"SELECT code FROM cells_{i}")
+        if events.code_separator is not None:
+            each = f"unnest(string_split(code, {literal(events.code_separator)}))"
+            parts.append(
+                f"SELECT code, {as_code('part', 'VARCHAR')} AS part FROM "
+                f"(SELECT code, {each} AS part FROM cells_{i})"
+            )
     every = " UNION ".join(cells) or "SELECT NULL::VARCHAR AS code"
     db.execute(
         f"""CREATE TABLE event_codes AS
         SELECT (row_number() OVER (ORDER BY code) - 1)::INTEGER AS code_id, code
         FROM ({every}) WHERE code IS NOT NULL ORDER BY code_id"""
     )
+    both = " UNION ".join(["SELECT code, code AS part FROM event_codes", *parts])
+    db.execute(
+        f"""CREATE TABLE code_parts AS SELECT code_id, part
+        FROM ({both}) JOIN event_codes USING (code) WHERE part IS NOT NULL"""
+    )
     for i in range(len(cells)):
-        db.execute(
-            f"""CREATE TABLE coded_{i} AS SELECT cell, code_id
-            FROM cells_{i} JOIN event_codes ON cell::VARCHAR = code"""
-        )
+        joined = f"cells_{i} JOIN event_codes USING (code)"
+        db.execute(f"CREATE TABLE coded_{i} AS SELECT cell, code_id FROM {joined}")
         db.execute(f"DROP TABLE cells_{i}")
+
+
+def _require_no_fraction(db: duckdb.DuckDBPyConnection, config: Config, i: int, dtype: str) -> None:
+    """Refuse codes that a table holds as numbers with fractions, where 250.1 may be 250.10."""
+    events = config.events[i]
+    if is_integer(dtype) or not is_number(dtype):
+        return
+    code = identifier(events.code)
+    broken = count(db, f"SELECT count(*) FROM {source(events.table)} WHERE {code} % 1 <> 0")
+    message = (
+        f"{config.where(f'events.{i}.code')}: column {events.code!r} of table {events.table} holds "
+        "its codes as numbers, $broken of them with a fraction, so that 250.1 and 250.10, or 428 "
+        "and 428.0, cannot be told apart: write the codes as text"
+    )
+    require(db, [Requirement(message, {"broken": broken}, refused=("broken",))])
 
 
 def _add_descendants(
@@ -98,8 +129,9 @@ def _add_descendants(
     )
     above = literal(concept.descendants_of)
     db.execute(
-        f"""INSERT INTO code_sets SELECT ?, ?, ?, code, code_id FROM event_codes
-        WHERE code = {above} OR code IN
+        f"""INSERT INTO code_sets SELECT DISTINCT ?, ?, ?, code, code_id
+        FROM code_parts JOIN event_codes USING (code_id)
+        WHERE part = {above} OR part IN
             (SELECT {descendant} FROM {source(CONCEPTS)} WHERE {ancestor} = {above})""",
         [key, entry, written(concept)],
     )

@@ -10,9 +10,9 @@ import duckdb
 
 from ehr_sn.config import SPLITS, Config, Label
 from ehr_sn.ingest.code_sets import held_by
+from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.requirements import REASONS, Requirement, require
 from ehr_sn.ingest.sql import days, identifier, literal, literals
-from ehr_sn.ingest.tables import count
 
 MIN_PER_CLASS = 2  # the variance of an AUROC needs two of each class
 

@@ -10,6 +10,8 @@ from ehr_sn.errors import DataError, did_you_mean
 from ehr_sn.ingest.codes import Descendants
 from ehr_sn.ingest.expressions import Expression
 
+EVENT_COLUMNS = ("subject_id", "time", "code", "numeric_value", "unit", "comparator", "row_id")
+
 
 class Column(NamedTuple):
     """A column of a table."""
@@ -50,17 +52,21 @@ class Columns:
         """
         cohort, where = self.config.cohort, self.config.where(key)
         tables = (cohort.table, *cohort.join)
-        if name == cohort.subject_id:
-            return Column(cohort.table, name)
-        found = [Column(table, name) for table in tables if name in self.headers[table]]
+        if name.lower() == cohort.subject_id.lower():
+            return self.require(key, Column(cohort.table, name))
+        found = [
+            self.require(key, Column(table, name))
+            for table in tables
+            if _written(name, self.headers[table])
+        ]
         if len(found) > 1:
             options = " or ".join(map(str, found))
             raise DataError(f"{where}: {len(found)} tables have a column {name!r}: write {options}")
         if found:
             return found[0]
         for table in self.config.tables:
-            if name.startswith(f"{table}."):
-                column = Column(table, name.removeprefix(f"{table}."))
+            if name.lower().startswith(f"{table}.".lower()):
+                column = Column(table, name[len(table) + 1 :])
                 if table not in tables:
                     raise DataError(
                         f"{where}: table {table} is none of the cohort's: add it to cohort.join"
@@ -69,7 +75,7 @@ class Columns:
         if len(tables) == 1:
             return self.require(key, Column(cohort.table, name))
         # Without the subject's column a file may lack a header: its first row is then a patient's.
-        known = [table for table in tables if cohort.subject_id in self.headers[table]]
+        known = [table for table in tables if _written(cohort.subject_id, self.headers[table])]
         every = [column for table in known for column in self.headers[table]]
         qualified = [f"{table}.{column}" for table in known for column in self.headers[table]]
         hint = did_you_mean(name, qualified if "." in name else every)
@@ -78,28 +84,30 @@ class Columns:
     def find_time(self, key: str, name: str) -> Column:
         """The column of times that `name` means: the cohort table's own before any other."""
         own = Column(self.config.cohort.table, name)
-        return self.require(key, own) if name in self.headers[own.table] else self.find(key, name)
+        is_own = _written(name, self.headers[own.table])
+        return self.require(key, own) if is_own else self.find(key, name)
 
     def require(self, key: str, column: Column) -> Column:
-        """The column itself, if its table has it once."""
+        """The column as its table writes it, in whatever case, if the table has it once."""
         header = self.headers[column.table]
-        times = list(header).count(column.name)
+        found = _written(column.name, header)
         fault = f"{self.config.where(key)}: table {column.table}"
-        if times > 1:
+        if len(found) > 1:
+            alike = "" if len(set(found)) == 1 else ", in upper or lower case"
             raise DataError(
-                f"{fault} has {times} columns named {column.name!r}: rename all but one"
+                f"{fault} has {len(found)} columns named {column.name!r}{alike}: rename all but one"
             )
-        if not times:
+        if not found:
             # Where nothing fits, the file may lack a header: its first row is then a patient's.
             known = any(
-                name in header
+                _written(name, header)
                 for _, table, name, _ in _named(self.config)
                 if table in (None, column.table)
             )
             hint = did_you_mean(column.name, header, list_all=known)
             question = "" if known else ". Does its first line name the columns?"
             raise DataError(f"{fault} has no column {column.name!r}; {hint}{question}")
-        return column
+        return Column(column.table, found[0])
 
     @cached_property
     def of_features(self) -> dict[str, list[Column]]:
@@ -170,7 +178,7 @@ class Columns:
     def _leaks(self) -> Iterator[str]:
         """Features that a label is read from, or that a label says must be kept out."""
         config = self.config
-        subject = Column(config.cohort.table, config.cohort.subject_id)
+        subject = self.find("cohort.subject_id", config.cohort.subject_id)
         kept_out = {subject: "names the subject, of which a model must learn nothing"}
         for name, label in config.labels.items():
             away = f"labels.{name}: the feature would give the label away"
@@ -191,6 +199,11 @@ class Columns:
                 if column in kept_out:
                     where = config.where(config.features.key(name))
                     yield f"{where}: the column {column} {kept_out[column]}"
+
+
+def _written(name: str, header: Sequence[str]) -> list[str]:
+    """How a header writes a name: SQL, databases and exports do not agree about its case."""
+    return [column for column in header if column.lower() == name.lower()]
 
 
 def _feature_key(config: Config, name: str) -> str:
@@ -219,7 +232,7 @@ def _named(config: Config) -> Iterator[tuple[str, str | None, str, bool]]:
         for name in Expression.parse(text).columns:
             yield key, None, name, False
     for i, events in enumerate(config.events):
-        for key in ("subject_id", "time", "code", "numeric_value", "unit"):
+        for key in EVENT_COLUMNS:
             column = getattr(events, key)
             if column is not None:
                 yield f"events.{i}.{key}", events.table, column, True
@@ -236,4 +249,5 @@ def _named(config: Config) -> Iterator[tuple[str, str | None, str, bool]]:
 
 def of_table(table: str, name: str) -> str:
     """A column of `table` by its plain name, where it is written COLUMN or TABLE.COLUMN."""
-    return name.removeprefix(f"{table}.")
+    of_this = name.lower().startswith(f"{table}.".lower())
+    return name[len(table) + 1 :] if of_this else name

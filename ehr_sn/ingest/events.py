@@ -17,9 +17,12 @@ from ehr_sn.ingest.cells import (
     LARGEST,
     MADE_MISSING,
     SET_ASIDE,
+    as_code,
     as_subject,
     implausible,
+    is_bound,
     is_given,
+    is_given_subject,
     require_some_number,
     require_usable,
     set_aside,
@@ -30,8 +33,9 @@ from ehr_sn.ingest.cells import (
 from ehr_sn.ingest.code_sets import MEASUREMENTS, held_by
 from ehr_sn.ingest.columns import of_table
 from ehr_sn.ingest.expressions import Expression
+from ehr_sn.ingest.notices import count, notice
 from ehr_sn.ingest.sql import identifier, literal, number, source
-from ehr_sn.ingest.tables import count, notice
+from ehr_sn.ingest.tables import IDENTITY
 from ehr_sn.ingest.times import NO_TIME, as_time
 
 HASHES_AT_ONCE = 2**25  # eight bytes each, beside what DuckDB holds
@@ -53,7 +57,8 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
     for i, events in enumerate(config.events):
         if events.numeric_value:
             where = config.where(f"events.{i}.numeric_value")
-            require_some_number(db, where, events.table, events.numeric_value)
+            decimal = config.decimal_of(events.table)
+            require_some_number(db, where, events.table, events.numeric_value, decimal)
         judged = f"judged_{i}"
         _judge(db, config, i, subject_type)
         told = _told(db, events, judged)
@@ -113,14 +118,23 @@ def recorded(db: duckdb.DuckDBPyConnection, config: Config, key: str) -> str:
 def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: str) -> None:
     """Make the table `judged_I` of a source's rows, with the reasons against row and value."""
     events, judged = config.events[i], f"judged_{i}"
+    types, decimal = types_of(db, events.table), config.decimal_of(events.table)
     value = identifier(events.numeric_value) if events.numeric_value else "NULL::DOUBLE"
-    unit = "''"
+    unit, bound, row_id = "''", "FALSE", "0"
     if events.unit:
         signs = ", ".join(map(literal, MICRO))
-        unit = f"coalesce(replace(trim({identifier(events.unit)}::VARCHAR), {signs}), '')"
+        code = as_code(identifier(events.unit), types[events.unit])
+        unit = f"coalesce(replace({code}, {signs}), '')"
+    if events.comparator:
+        bound = is_bound(identifier(events.comparator))
+    if events.row_id:
+        row_id = f"hash({identifier(events.row_id)})"
+    elif IDENTITY in types:
+        row_id = IDENTITY
     converted, against = _measured(db, config) if events.numeric_value else ("number", "")
-    value_reason = value_reason_of("value", events.numeric_value, against)
-    types = types_of(db, events.table)
+    is_bounded = literal(f"{events.numeric_value}: a bound, which is no value")
+    against = f"WHEN bound THEN {is_bounded}\n{against}" if events.comparator else against
+    value_reason = value_reason_of("value", events.numeric_value, against, decimal)
     db.execute(
         f"""CREATE TABLE {judged} AS SELECT _row, subject_id, time, code_id, converted AS number,
             CASE
@@ -130,11 +144,12 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
                 WHEN time IS NULL THEN 'time {NO_TIME}'
                 WHEN code_id IS NULL THEN 'no code'
             END AS reason,
-            {value_reason} AS value_reason
+            {value_reason} AS value_reason, row_id
         FROM (SELECT *, {converted} AS converted
             FROM (SELECT _row, _subject AS subject_id, {value} AS value,
-                    {number(value)} AS number, {unit} AS unit,
-                    {is_given(events.subject_id)} AS subject_given,
+                    {number(value, decimal)} AS number, {unit} AS unit, {bound} AS bound,
+                    {row_id}::UBIGINT AS row_id,
+                    {is_given_subject(events.subject_id, types)} AS subject_given,
                     {as_time(events.time, config.clock_of(events), types)} AS time,
                     {is_given(events.time)} AS time_given, _code_id AS code_id
                 FROM {_counted_in(events)}
@@ -168,13 +183,14 @@ def _told(db: duckdb.DuckDBPyConnection, events: Events, judged: str) -> dict[st
 
 
 def _judge_repeats(db: duckdb.DuckDBPyConnection, judged: str) -> None:
-    """Give all but the first of equal rows in `judged` their reason.
+    """Give all but the first of equal rows in `judged` their reason: equal also in their identity.
 
     A group for every row would not fit in memory. So the rows that may be equal are found first, by
     hashes of their content that occur more than once.
     """
     columns = "subject_id, time, code_id, number, value_reason"
     content = f"hash({columns})"
+    columns += ", row_id"
     parts = 1 + count(db, f"SELECT count(*) FROM {judged}") // HASHES_AT_ONCE
     for part in range(parts):
         hashes = db.execute(

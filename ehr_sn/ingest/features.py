@@ -16,8 +16,8 @@ import pyarrow as pa
 from ehr_sn.config import AGGREGATES, Config
 from ehr_sn.ingest.code_sets import MEASUREMENTS
 from ehr_sn.ingest.codes import as_configured
+from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.sql import DAY, YEAR, days, identifier, literal
-from ehr_sn.ingest.tables import count
 from ehr_sn.ingest.wide import feature_columns
 
 BLOCK_ROWS = 65_536

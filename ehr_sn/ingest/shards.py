@@ -36,7 +36,7 @@ import pyarrow.parquet as pq
 
 from ehr_sn.config import Config
 from ehr_sn.errors import DataError
-from ehr_sn.ingest.cells import as_subject
+from ehr_sn.ingest.cells import as_subject, is_no_number
 from ehr_sn.ingest.checks import FeatureStatistics, Suspects, count_all, find_suspects
 from ehr_sn.ingest.cohort import stage_labels, stage_splits
 from ehr_sn.ingest.events import require_events, stage_events
@@ -44,6 +44,7 @@ from ehr_sn.ingest.features import feature_blocks, list_features
 from ehr_sn.ingest.requirements import keep_requirements, kept
 from ehr_sn.ingest.sql import identifier, is_integer, literal, source
 from ehr_sn.ingest.tables import OpenedTable, connect, load_tables, opened_tables, sha256
+from ehr_sn.ingest.versions import LEFT_OUT
 from ehr_sn.ingest.wide import stage_cohort
 
 SHARD_ROWS = 2**21  # of all tables with a subject together
@@ -280,10 +281,7 @@ def subject_type(config: Config, cohort: OpenedTable) -> str:
     subject = config.cohort.subject_id
     if is_integer(cohort.columns[subject]):
         return "BIGINT"
-    others = cohort.tally(
-        lambda name: f"{identifier(name)} IS NOT NULL AND {as_subject(name, 'BIGINT')} IS NULL",
-        subject,
-    )
+    others = cohort.tally(lambda name: is_no_number(name, cohort.columns), subject)
     return "VARCHAR" if others else "BIGINT"
 
 
@@ -293,10 +291,11 @@ def _subject_of(config: Config, table: str) -> str | None:
 
 
 def _needed_whole(config: Config) -> set[str]:
-    """Tables that all shards share, queries, and what these read."""
+    """Tables that all shards share, queries, what these read, and tables with a key."""
+    keyed = {name for name, table in config.tables.items() if table.told_apart_by}
     queries = {name for name, table in config.tables.items() if table.query is not None}
     shared = {name for name in config.tables if _subject_of(config, name) is None}
-    return queries | shared | {read for name in queries for read in config.reads(name)}
+    return keyed | queries | shared | {read for name in queries for read in config.reads(name)}
 
 
 def _land_whole(
@@ -306,11 +305,12 @@ def _land_whole(
     folder = work.landed(table.name, whole=True)
     if not folder.exists():
         _land_as(db, table, ["all"], "0", folder, scratch)
-    typed = "".join(f", {identifier(c)}::{t} AS {identifier(c)}" for c, t in table.columns.items())
+    landed = table.in_source()
+    typed = "".join(f", {identifier(c)}::{t} AS {identifier(c)}" for c, t in landed.held.items())
     db.execute(
         f"CREATE VIEW {source(table.name)} AS SELECT _row {typed} FROM {_parquet(folder / 'all')}"
     )
-    return table.in_source()
+    return landed
 
 
 def _land(
@@ -344,9 +344,13 @@ def _land_as(
             return dealer.take(keyed.to_arrow_reader(BATCH_ROWS))
 
         rows = table.read(deal)
-    noticed = db.execute(
-        "SELECT * FROM notices WHERE place = ? AND check_name = 'absent column'", [table.name]
-    ).fetchall()
+    whole = folder / "all"
+    if names == [whole.name] and table.settle(_parquet(whole)):
+        kept = folder / "kept.parquet"
+        rest = f"SELECT * FROM {_parquet(whole)} WHERE _row NOT IN (SELECT _row FROM {LEFT_OUT})"
+        db.execute(f"COPY ({rest}) TO {literal(str(kept))} (FORMAT parquet)")
+        kept.replace(whole.with_suffix(".parquet"))
+    noticed = db.execute("SELECT * FROM notices WHERE place = ?", [table.name]).fetchall()
     write_json(folder / "table.json", {"rows": rows, "notices": noticed})
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.replace(target)

@@ -1,6 +1,8 @@
 """Names, texts, durations and columns of tables, as DuckDB's SQL writes them."""
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import duckdb
 
@@ -62,6 +64,17 @@ def number(value: str, decimal: str = ".") -> str:
     return f"nullif(TRY_CAST({function}({value}) AS DOUBLE), 'nan'::DOUBLE)"
 
 
+TIME_TYPES = ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")  # each can hold the one before it
+
+
+def as_text(value: str, dtype: str) -> str:
+    """SQL for a typed value as a text file would write it: 7 also where gaps made it 7.0."""
+    if dtype not in ("FLOAT", "DOUBLE") and not dtype.startswith("DECIMAL"):
+        return f"({value})::VARCHAR"
+    whole = f"TRY_CAST({value} AS BIGINT)"
+    return f"CASE WHEN {whole} = {value} THEN {whole}::VARCHAR ELSE ({value})::VARCHAR END"
+
+
 def typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[str, str, str]]:
     """Columns of a source that has types: name, SQL, and its type: number, date, time or text."""
     columns = []
@@ -71,7 +84,7 @@ def typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[st
             sql, kind = f"nullif({column}, 'nan')", dtype
         elif dtype == "BOOLEAN":
             sql, kind = f"{column}::TINYINT", "TINYINT"
-        elif dtype in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE"):
+        elif dtype in TIME_TYPES:
             sql, kind = column, dtype
         elif dtype.startswith("TIMESTAMP"):  # of another precision
             sql, kind = f"TRY_CAST({column} AS TIMESTAMP)", "TIMESTAMP"
@@ -81,6 +94,30 @@ def typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[st
             sql, kind = f"nullif(trim({column}::VARCHAR), '')", "VARCHAR"
         columns.append((name, sql, kind))
     return columns
+
+
+class AnyCase(dict[str, Any]):
+    """What is known by a column's name, which SQL takes as the same in upper and lower case."""
+
+    def __init__(self, known: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()):
+        super().__init__()
+        for name, value in dict(known).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(self._as_given(name), value)
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(self._as_given(name))
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(self._as_given(str(name)))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return super().get(self._as_given(name), default)
+
+    def _as_given(self, name: str) -> str:
+        return next((given for given in self if given.lower() == name.lower()), name)
 
 
 def is_integer(dtype: str) -> bool:

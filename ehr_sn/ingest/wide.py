@@ -38,10 +38,11 @@ from ehr_sn.ingest.code_sets import stage_code_sets
 from ehr_sn.ingest.columns import Column, Columns
 from ehr_sn.ingest.eligibility import Attrition, entry, stage_eligible
 from ehr_sn.ingest.expressions import Expression
+from ehr_sn.ingest.notices import count, create_notices, notice
 from ehr_sn.ingest.pseudonyms import pseudonymise
 from ehr_sn.ingest.requirements import Requirement, require
 from ehr_sn.ingest.sql import DAY, YEAR, identifier, is_number, literal, number, source
-from ehr_sn.ingest.tables import count, create_notices, headers, notice
+from ehr_sn.ingest.tables import headers
 from ehr_sn.ingest.times import NO_TIME, as_time
 
 AS_OF = "as_of"  # a variable of DuckDB: the moment at which the tables were copied, where told

@@ -126,7 +126,7 @@ def test_what_is_wrong_is_counted_and_what_is_right_is_kept(klinik):
     [
         ({"encoding": None}, "name its `encoding`"),
         ({"delimiter": ","}, "is that the `delimiter`?"),
-        ({"decimal": "."}, 'Decimal commas need `decimal: ","`'),
+        ({"decimal": "."}, 'hold a decimal comma: declare `decimal: ","`'),
         ({"clock": {"unit": "timestamp"}}, "does not parse as a time"),
     ],
 )
