@@ -3,11 +3,13 @@
 import gzip
 import json
 
+import duckdb
 import pandas as pd
 import pytest
 
 from ehr_sn.errors import ConfigError, DataError
-from ehr_sn.ingest.fhir import RESOURCES
+from ehr_sn.ingest.fhir import RESOURCES, deleted
+from ehr_sn.ingest.sql import literal
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.ingest.tables import connect, load_tables
 
@@ -33,9 +35,36 @@ PRESSURE = {
 }
 
 
+UNMODIFIED = {
+    "fact": 1,
+    "implicit_rules": None,
+    "modifier_extension": None,
+    "last_updated": None,
+    "version_id": None,
+    "line": 1,
+}
+
+
+def moment(written):
+    return pd.Timestamp(written).to_pydatetime()
+
+
 def observation(**fields):
     about = {"id": "o", "subject": {"reference": "Patient/1"}}
     return {"resourceType": "Observation", **about, **fields}
+
+
+def concept(*codes, **more):
+    """Of codes, or of systems and codes."""
+    codings = [
+        {"code": one} if isinstance(one, str) else {"system": one[0], "code": one[1]}
+        for one in codes
+    ]
+    return {"coding": codings, **more}
+
+
+def resource(kind, **fields):
+    return {"resourceType": kind, "id": "i", "subject": {"reference": "Patient/1"}, **fields}
 
 
 def midnight(day):
@@ -57,11 +86,10 @@ def load(hospital):
     (hospital.folder / "patients.csv").write_text("id,index,end,age\n1,100,1000,50\n")
     (hospital.folder / "diagnoses.csv").write_text("id,day,icd\n1,150,E11\n")
 
-    def load_labs(content, fhir="Observation", file="labs.ndjson", path=None):
+    def load_labs(content, fhir="Observation", file="labs.ndjson", path=None, time_zone=None):
         if not isinstance(content, bytes):
             content = ndjson(content)
         (hospital.folder / file).write_bytes(content)
-        columns = list(RESOURCES[fhir].columns)
         config = hospital.config(
             tables__fhir={"path": path or file, "fhir": fhir},
             tables__labs={"sql": "SELECT 1 AS id, 2 AS day, 'a' AS test, 3 AS x FROM fhir"},
@@ -69,11 +97,11 @@ def load(hospital):
             events__0={
                 "table": "all",
                 "subject_id": "id",
-                "time": columns[1],
-                "code": columns[2],
+                "time": "last_updated",
+                "code": "version_id",
             },
         )
-        with connect() as db:
+        with connect(time_zone=time_zone) as db:
             load_tables(db, config)
             query = "SELECT * EXCLUDE (_row) FROM source.fhir ORDER BY _row"
             read = db.execute(query)
@@ -90,7 +118,13 @@ def test_a_panel_is_a_row_for_each_component(load):
             "subject_id": "1",
             "encounter_id": "e-1",
             "component": place,
+            "fact_id": f"bp/{place}",
+            "coding": 1,
+            "known": moment("2020-02-03T08:00Z"),
             "time": "2020-02-03T10:00:00+02:00",
+            "effective_start": "2020-02-03T10:00:00+02:00",
+            "effective_end": "2020-02-03T10:00:00+02:00",
+            "issued": None,
             "code": code,
             "system": LOINC,
             "display": display,
@@ -100,6 +134,7 @@ def test_a_panel_is_a_row_for_each_component(load):
             "value_code": None,
             "value_text": None,
             "status": "final",
+            **UNMODIFIED,
         }
         for place, code, display, value, unit in (
             (1, "8480-6", "Systolic", "120.5", "mm[Hg]"),
@@ -207,6 +242,9 @@ def test_the_other_resources(load):
         "code": "c",
         "system": "s",
         "display": "d",
+        "fact_id": "i",
+        "coding": 1,
+        **UNMODIFIED,
     }
     (patient,) = load(
         [{"resourceType": "Patient", "id": "1", "gender": "female", "deceasedDateTime": "2020"}],
@@ -216,8 +254,11 @@ def test_the_other_resources(load):
         "id": "1",
         "birth_date": None,
         "gender": "female",
+        "active": None,
         "deceased": 1,
         "deceased_time": "2020-12-31",
+        "replaced_by": None,
+        **UNMODIFIED,
     }
     (encounter,) = load(
         [
@@ -241,6 +282,7 @@ def test_the_other_resources(load):
         "start": "2020-01-02",
         "end": "2020-01-31",
         "status": "finished",
+        **UNMODIFIED,
     }
     (condition,) = load(
         [
@@ -257,7 +299,9 @@ def test_the_other_resources(load):
         "Condition",
     )
     assert condition == told | {
+        "known": moment("2020-03-05T12:00Z"),
         "onset": "2020-12-31",
+        "onset_end": None,
         "recorded": "2020-03-04",
         "abatement": "2021-01-01",
         "clinical_status": "resolved",
@@ -277,10 +321,12 @@ def test_the_other_resources(load):
         "MedicationRequest",
     )
     assert request == told | {
+        "known": moment("2020-05-07T12:00Z"),
         "time": "2020-05-06",
         "medication_id": None,
         "status": "active",
         "intent": "order",
+        "do_not_perform": None,
     }
     (procedure,) = load(
         [
@@ -293,7 +339,439 @@ def test_the_other_resources(load):
         ],
         "Procedure",
     )
-    assert procedure == told | {"time": "2020-07-08T01:02:03Z", "status": "completed"}
+    assert procedure == told | {
+        "known": moment("2020-07-08T01:02:03Z"),
+        "time": "2020-07-08T01:02:03Z",
+        "performed_end": None,
+        "status": "completed",
+    }
+    (medication,) = load(
+        [
+            {
+                "resourceType": "Medication",
+                "id": "i",
+                "code": concept,
+                "form": {"coding": [{"code": "tablet"}]},
+                "status": "inactive",
+            }
+        ],
+        "Medication",
+    )
+    assert medication == {
+        "id": "i",
+        "coding": 1,
+        "code": "c",
+        "system": "s",
+        "display": "d",
+        "form": "tablet",
+        "status": "inactive",
+        **UNMODIFIED,
+    }
+
+
+# -- codings ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        ("Condition", "code"),
+        ("Observation", "code"),
+        ("Procedure", "code"),
+        ("Medication", "code"),
+        ("MedicationRequest", "medicationCodeableConcept"),
+    ],
+)
+def test_each_coding_is_a_row_of_the_same_fact(load, kind, field):
+    codings = [
+        {"system": "urn:oid:1.2.3", "code": "GLUC"},
+        {"system": "no code", "display": "nor is this one"},
+        {"code": " "},
+        {"system": LOINC, "code": "2339-0", "display": "Glucose"},
+    ]
+    rows = load([resource(kind, **{field: {"coding": codings, "text": "sugar"}})] * 2, kind)
+    assert [(r["line"], r["coding"], r["system"], r["code"], r["display"]) for r in rows] == [
+        (line, *coding)
+        for line in (1, 2)
+        for coding in ((1, "urn:oid:1.2.3", "GLUC", "sugar"), (2, LOINC, "2339-0", "Glucose"))
+    ]
+    assert {row["id"] for row in rows} == {"i"}
+    assert {row.get("fact_id", "i") for row in rows} == {"i"}
+
+
+@pytest.mark.parametrize(
+    "code", [{}, {"text": "sugar"}, {"coding": []}, {"coding": [{"display": "x"}], "text": "sugar"}]
+)
+def test_a_concept_without_a_code_is_one_row(load, code):
+    (row,) = load([resource("Condition", code=code)], "Condition")
+    assert (row["coding"], row["code"], row["system"], row["display"]) == (
+        *(1, None, None),
+        code.get("text"),
+    )
+
+
+def test_a_component_s_codings_are_rows_of_the_component(load):
+    parts = [
+        {"code": concept("a", "b"), "valueInteger": 1},
+        {"code": {"text": "none"}, "valueInteger": 2},
+        {"code": concept("c", "d"), "valueCodeableConcept": concept("v", "w")},
+    ]
+    rows = load([observation(code=concept("p", "q"), valueInteger=0, component=parts)])
+    assert [(row["fact_id"], row["coding"], row["code"], row["value"]) for row in rows] == [
+        *(("o", 1, "p", "0"), ("o", 2, "q", "0")),
+        *(("o/1", 1, "a", "1"), ("o/1", 2, "b", "1")),
+        ("o/2", 1, None, "2"),
+        *(("o/3", 1, "c", None), ("o/3", 2, "d", None)),
+    ]
+    assert {row["value_code"] for row in rows} == {None, "v"}
+
+
+@pytest.mark.parametrize(
+    ("system", "read"),
+    [
+        (LOINC, LOINC),
+        (f"{LOINC}/", LOINC),
+        (f"{LOINC}|2.77", LOINC),
+        (f"{LOINC}/|2.77", LOINC),
+        ("http://snomed.info/sct/900000000000207008/version/20240101", "http://snomed.info/sct"),
+        ("http://hl7.org/fhir/sid/icd-10-cm", "http://hl7.org/fhir/sid/icd-10-cm"),
+        ("urn:oid:2.16.840.1.113883.6.1", "urn:oid:2.16.840.1.113883.6.1"),
+        (None, None),
+    ],
+)
+def test_a_system_has_no_trailing_slash_nor_version(load, system, read):
+    coding = {"system": system, "code": "c", "version": "2.77"}
+    (row,) = load([observation(code={"coding": [coding]})])
+    assert row["system"] == read
+
+
+def test_an_encounter_is_one_row_with_all_codes_of_its_types(load):
+    types = [concept("a", "b"), {"text": "none"}, concept("c")]
+    rows = load([resource("Encounter", type=types), resource("Encounter")], "Encounter")
+    assert [row["type_code"] for row in rows] == ["a b c", None]
+
+
+# -- when it was known -----------------------------------------------------------------------------
+
+MORNING, NOON, NEXT = "2015-06-15T06:00:00Z", "2015-06-15T12:00:00Z", "2015-06-16T06:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({"effectiveDateTime": MORNING}, MORNING),
+        ({"effectiveDateTime": MORNING, "issued": NEXT}, NEXT),
+        ({"effectiveDateTime": NEXT, "issued": MORNING}, NEXT),
+        ({"issued": NOON}, NOON),
+        ({"effectiveDateTime": "2015-06-15T14:30:00+02:00", "issued": NOON}, "2015-06-15T12:30Z"),
+        ({"effectivePeriod": {"start": MORNING, "end": NEXT}}, NEXT),
+        ({"effectivePeriod": {"start": MORNING, "end": NOON}, "issued": NEXT}, NEXT),
+        ({"effectivePeriod": {"start": MORNING, "end": NEXT}, "issued": NOON}, NEXT),
+        ({"effectivePeriod": {"start": MORNING}}, MORNING),
+        ({"effectivePeriod": {"start": MORNING}, "issued": NOON}, NOON),
+        ({"effectivePeriod": {"end": NEXT}}, NEXT),
+        ({"effectiveInstant": NOON}, NOON),
+        ({"effectiveTiming": {"event": [NEXT, MORNING]}}, NEXT),
+        ({"effectiveTiming": {"event": [MORNING]}, "issued": NEXT}, NEXT),
+        # A day, a month or a year counts from its end, which everywhere has come at noon in UTC.
+        ({"effectiveDateTime": "2015-06-15"}, "2015-06-16T12:00Z"),
+        ({"effectiveDateTime": "2015-06-15", "issued": NOON}, "2015-06-16T12:00Z"),
+        ({"effectiveDateTime": "2015-06"}, "2015-07-01T12:00Z"),
+        ({"effectiveDateTime": "2015"}, "2016-01-01T12:00Z"),
+        # What is reported in that very year has happened by then.
+        ({"effectiveDateTime": "2015", "issued": NOON}, NOON),
+        ({"effectiveDateTime": "2015-06", "issued": NOON}, NOON),
+        ({"effectiveDateTime": "2015-07", "issued": NOON}, "2015-08-01T12:00Z"),
+        ({"effectiveDateTime": "2014", "issued": NOON}, NOON),
+        ({"meta": {"lastUpdated": NOON}}, None),
+        ({"meta": {"lastUpdated": NEXT}, "effectiveDateTime": MORNING}, MORNING),
+    ],
+)
+def test_an_observation_is_known_when_it_is_over_and_issued(load, fields, known):
+    (row,) = load([observation(**fields)])
+    assert row["known"] == (known and moment(known))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "known"),
+    [
+        ("Condition", {"recordedDate": NOON, "onsetDateTime": MORNING}, NOON),
+        ("Condition", {"recordedDate": NOON, "onsetDateTime": "2009"}, NOON),
+        ("Condition", {"recordedDate": NOON, "onsetDateTime": "2015"}, NOON),
+        ("Condition", {"recordedDate": NOON, "onsetDateTime": NEXT}, NEXT),
+        ("Condition", {"recordedDate": NOON}, NOON),
+        ("Condition", {"recordedDate": "2015"}, "2016-01-01T12:00Z"),
+        ("Condition", {"onsetDateTime": NOON}, NOON),
+        ("Condition", {"onsetPeriod": {"start": MORNING, "end": NEXT}}, NEXT),
+        ("Condition", {"onsetPeriod": {"start": MORNING}}, MORNING),
+        (
+            "Condition",
+            {"recordedDate": NOON, "onsetPeriod": {"start": MORNING, "end": NEXT}},
+            NOON,
+        ),
+        ("Condition", {"onsetString": "in childhood", "abatementDateTime": NOON}, None),
+        ("MedicationRequest", {"authoredOn": NOON}, NOON),
+        ("MedicationRequest", {"authoredOn": "2015-06-15"}, "2015-06-16T12:00Z"),
+        ("Procedure", {"performedDateTime": NOON}, NOON),
+        ("Procedure", {"performedPeriod": {"start": MORNING, "end": NEXT}}, NEXT),
+        ("Procedure", {"performedPeriod": {"start": MORNING}}, MORNING),
+        ("Procedure", {"performedString": "as a child"}, None),
+    ],
+)
+def test_the_others_are_known_when_they_were_recorded_or_done(load, kind, fields, known):
+    (row,) = load([resource(kind, meta={"lastUpdated": NEXT}, **fields)], kind)
+    assert row["known"] == (known and moment(known))
+
+
+@pytest.mark.parametrize(
+    ("time_zone", "known"),
+    [
+        (None, "2019-01-06T12:00Z"),
+        ("America/Los_Angeles", "2019-01-06T08:00Z"),
+        ("Asia/Tokyo", "2019-01-05T15:00Z"),
+        ("UTC", "2019-01-06T00:00Z"),
+    ],
+)
+def test_a_day_without_a_time_is_known_when_it_has_ended_at_the_site(load, time_zone, known):
+    days = [observation(effectiveDateTime="2019-01-05"), observation(issued="2019-01-05T10:00Z")]
+    rows = load(days, time_zone=time_zone)
+    assert [row["known"] for row in rows] == [moment(known), moment("2019-01-05T10:00Z")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("Observation", {"effectiveDateTime": "2019-13"}),
+        ("Observation", {"effectiveDateTime": MORNING, "issued": "yesterday"}),
+        ("Observation", {"effectiveDateTime": "2019-02-30", "issued": MORNING}),
+        ("Condition", {"recordedDate": "2019-13", "onsetDateTime": "2018"}),
+        ("Condition", {"recordedDate": "2019", "onsetDateTime": "20"}),
+        ("MedicationRequest", {"authoredOn": "01/02/2019"}),
+        ("Procedure", {"performedPeriod": {"start": MORNING, "end": "2019-00-01"}}),
+    ],
+)
+def test_what_is_no_time_is_given_but_never_known(load, kind, fields):
+    (row,) = load([resource(kind, **fields)], kind)
+    assert row["known"].year == 9999  # as Python has infinity
+
+
+# -- what is no fact -------------------------------------------------------------------------------
+
+RULES = {
+    "Condition": {
+        "verification_status": {
+            0: ("unconfirmed", "provisional", "differential", "refuted", "entered-in-error"),
+            1: ("confirmed", None),
+        },
+        "clinical_status": {
+            0: (),
+            1: ("active", "recurrence", "relapse", "inactive", "remission", "resolved", None),
+        },
+    },
+    "MedicationRequest": {
+        "status": {
+            0: ("entered-in-error", "cancelled", "draft"),
+            1: ("active", "on-hold", "completed", "stopped", "unknown", None),
+        },
+        "intent": {
+            0: ("proposal", "plan", "option"),
+            1: ("order", "original-order", "reflex-order", "filler-order", "instance-order", None),
+        },
+        "do_not_perform": {0: (True,), 1: (False, None)},
+    },
+    "Medication": {"status": {0: ("entered-in-error",), 1: ("active", "inactive", None)}},
+    "Procedure": {
+        "status": {
+            0: ("preparation", "not-done", "entered-in-error", "on-hold"),
+            1: ("in-progress", "stopped", "completed", "unknown", None),
+        }
+    },
+    "Observation": {
+        "status": {
+            0: ("registered", "cancelled", "entered-in-error"),
+            1: ("preliminary", "final", "amended", "corrected", "unknown", None),
+        }
+    },
+    "Encounter": {
+        "status": {
+            0: ("planned", "cancelled", "entered-in-error"),
+            1: ("arrived", "triaged", "in-progress", "onleave", "finished", "unknown", None),
+        }
+    },
+    "Patient": {"active": {0: (), 1: (True, False, None)}},
+}
+WRITTEN = {
+    "verification_status": "verificationStatus",
+    "clinical_status": "clinicalStatus",
+    "do_not_perform": "doNotPerform",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "column"), [(kind, column) for kind, rules in RULES.items() for column in rules]
+)
+def test_a_modifier_is_a_column_and_says_what_is_a_fact(load, kind, column):
+    expected = [(value, fact) for fact, values in RULES[kind][column].items() for value in values]
+    rows = load(
+        [
+            resource(
+                kind,
+                **{
+                    WRITTEN.get(column, column): concept(value)
+                    if column.endswith("_status") and value
+                    else value
+                },
+            )
+            for value, _ in expected
+        ],
+        kind,
+    )
+    assert [(row[column], row["fact"]) for row in rows] == expected
+
+
+@pytest.mark.parametrize("kind", RESOURCES)
+def test_nobody_ignores_a_modifier_extension_or_implicit_rules(load, kind):
+    urls = [{"url": "https://example.org/not", "valueBoolean": True}, {"url": "urn:b"}]
+    rows = load(
+        [
+            resource(kind, modifierExtension=urls),
+            resource(kind, implicitRules="https://example.org/rules"),
+            resource(kind, modifierExtension=[], extension=urls),
+        ],
+        kind,
+    )
+    assert [(r["fact"], r["modifier_extension"], r["implicit_rules"]) for r in rows] == [
+        (0, "https://example.org/not urn:b", None),
+        (0, None, "https://example.org/rules"),
+        (1, None, None),
+    ]
+
+
+def test_a_component_s_modifier_extension_is_its_own(load):
+    parts = [{"code": concept("a"), "modifierExtension": [{"url": "u"}]}, {"code": concept("b")}]
+    rows = load([observation(valueInteger=1, component=parts)])
+    assert [(row["component"], row["fact"], row["modifier_extension"]) for row in rows] == [
+        (0, 1, None),
+        (1, 0, "u"),
+        (2, 1, None),
+    ]
+
+
+def test_a_verification_status_is_that_of_fhir_among_several_codings(load):
+    fhir = ("http://terminology.hl7.org/CodeSystem/condition-ver-status", "refuted")
+    statuses = [
+        concept(("http://snomed.info/sct", "410516002"), fhir),
+        concept("confirmed"),
+        concept("own code"),
+        {"text": "surely"},
+        {"extension": [{"url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason"}]},
+    ]
+    rows = load([resource("Condition", verificationStatus=one) for one in statuses], "Condition")
+    assert [(row["verification_status"], row["fact"]) for row in rows] == [
+        ("refuted", 0),
+        ("confirmed", 1),
+        ("own code", 0),
+        (None, 0),
+        (None, 1),
+    ]
+
+
+def test_who_replaces_a_patient_is_told_and_nothing_is_merged(load):
+    links = [
+        [{"other": {"reference": "Patient/2/_history/1"}, "type": "replaced-by"}],
+        [
+            {"other": {"reference": "Patient/3"}, "type": "replaces"},
+            {"other": {"reference": "urn:uuid:4"}, "type": "replaced-by"},
+        ],
+        [{"other": {"reference": "Patient/5"}, "type": "seealso"}],
+    ]
+    rows = load([resource("Patient", link=link) for link in links], "Patient")
+    assert [(row["replaced_by"], row["fact"]) for row in rows] == [("2", 1), ("4", 1), (None, 1)]
+
+
+# -- medicines -------------------------------------------------------------------------------------
+
+
+def test_a_contained_medicine_s_codings_are_the_request_s(load):
+    medicine = {"resourceType": "Medication", "id": "med1", "code": concept("a", "b", text="t")}
+    others = [
+        {"resourceType": "PractitionerRole", "id": "role", "code": [concept("no")]},
+        {"resourceType": "Medication", "id": "med2", "code": concept("no")},
+        medicine,
+    ]
+
+    def request(contained, reference="#med1", **fields):
+        asked = {"contained": contained, "medicationReference": {"reference": reference}}
+        return resource("MedicationRequest", **asked, **fields)
+
+    rows = load(
+        [
+            request(others),
+            request([medicine | {"status": "entered-in-error"}]),
+            request([medicine | {"modifierExtension": [{"url": "u"}]}]),
+            request(others, "Medication/med1"),
+            request([], "#med1"),
+            resource("MedicationRequest", medicationReference={"display": "Metformin"}),
+        ],
+        "MedicationRequest",
+    )
+    assert [(row["line"], row["code"], row["display"], row["fact"]) for row in rows] == [
+        *((1, "a", "t", 1), (1, "b", "t", 1)),
+        *((2, "a", "t", 0), (2, "b", "t", 0)),
+        *((3, "a", "t", 0), (3, "b", "t", 0)),
+        (4, None, None, 1),
+        (5, None, None, 1),
+        (6, None, "Metformin", 1),
+    ]
+    assert [row["medication_id"] for row in rows if row["line"] == 4] == ["med1"]
+
+
+# -- versions and what was deleted -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", RESOURCES)
+def test_every_resource_says_its_version_and_line(load, kind):
+    meta = {"versionId": "2", "lastUpdated": "2018-12-22T11:00:00.5+01:00"}
+    rows = load([resource(kind, meta={"versionId": "1"}), resource(kind, meta=meta)], kind)
+    assert [(row["version_id"], row["last_updated"], row["line"]) for row in rows] == [
+        ("1", None, 1),
+        ("2", "2018-12-22T11:00:00.5+01:00", 2),
+    ]
+
+
+def bundle(*urls, method="DELETE", **fields):
+    entries = [{"request": {"method": method, "url": url}} for url in urls]
+    return {"resourceType": "Bundle", "type": "transaction", "entry": entries, **fields}
+
+
+def test_deleted_resources_are_named_by_type_and_id(tmp_path):
+    meta = {"lastUpdated": "2020-04-27T02:56:00Z"}
+    file = tmp_path / "deleted.ndjson"
+    file.write_bytes(
+        ndjson(
+            [
+                bundle("Patient/7", "https://example.org/fhir/Observation/a.B-1", meta=meta),
+                bundle("Condition/c/_history/2", timestamp="2021-01-02T03:04:05Z", meta=meta),
+                bundle("Patient/8", method="PUT"),
+                bundle("Patient?identifier=9"),
+                {"resourceType": "Bundle", "type": "transaction"},
+            ]
+        )
+    )
+    query = f"SELECT type, id, deleted_at FROM {deleted(literal(str(file)))}"
+    with connect() as db:
+        assert db.execute(query).fetchall() == [
+            ("Patient", "7", "2020-04-27T02:56:00Z"),
+            ("Observation", "a.B-1", "2020-04-27T02:56:00Z"),
+            ("Condition", "c", "2021-01-02T03:04:05Z"),
+            (None, None, None),
+        ]
+        file.write_bytes(ndjson([bundle("Patient/7"), PRESSURE]))
+        with pytest.raises(duckdb.Error, match="another type of resource on Line: 2"):
+            db.execute(query).fetchall()
+
+
+# -- files -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("deceased", [{"deceasedBoolean": False}, {"deceasedBoolean": True}, {}])

@@ -363,6 +363,9 @@ def test_64_bit_ids_stay_apart(make, shared_data, tmp_path):
 # -- FHIR ----------------------------------------------------------------------------------------
 
 
+ENDED_EVERYWHERE = pd.Timedelta("36h")  # after a day began in UTC
+
+
 def bulk_export(folder, patients=400, seed=0):
     """Write a made-up export; returns encounters, what was recorded of whom, and all resources."""
     rng = np.random.default_rng(seed)
@@ -425,7 +428,7 @@ def bulk_export(folder, patients=400, seed=0):
             if rng.random() < share:
                 day = start + int(rng.integers(200, 5 * 365)) * DAY
                 about("Condition", i, recordedDate=f"{day:%Y-%m-%d}", code=concept(system, code))
-                told.append((code, f"p{i}", day + DAY, None))
+                told.append((code, f"p{i}", day + ENDED_EVERYWHERE, None))
         if i % 3 == 0:
             about(
                 "MedicationRequest", i, status="active", intent="order", authoredOn="2015-06-01",
@@ -479,7 +482,228 @@ def test_fhir(make, tmp_path):
     assert glucose.between(30, 200).all()  # mg/dL
     wrong = [o for o in resources["Observation"] if o["status"] == "entered-in-error"]
     rows = store.manifest["event_rows"]["measured"]
-    assert rows["read"] == len(resources["Observation"]) - len(wrong)
+    assert rows["read"] == len(resources["Observation"])
+    assert rows["left_out"] == len(wrong) > 0
+
+
+SEEN = "2019-01-05T10:00:00Z"  # when who are told about below are predicted for
+GLUCOSE = {
+    "resourceType": "Observation",
+    "status": "final",
+    "code": {"coding": [{"system": "http://loinc.org", "code": "2339-0"}]},
+    "valueQuantity": {"value": 99, "unit": "mg/dL", "code": "mg/dL"},
+    "effectiveDateTime": "2018-12-01T10:00:00Z",
+}
+DIABETES = {
+    "resourceType": "Condition",
+    "code": {"coding": [{"system": "http://snomed.info/sct", "code": "44054006"}]},
+    "recordedDate": "2019-05-01T10:00:00Z",
+}
+KIDNEY = {
+    "resourceType": "Condition",
+    "code": {"coding": [{"system": "http://snomed.info/sct", "code": "431855005"}]},
+}
+RXNORM = "http://www.nlm.nih.gov/research/umls/rxnorm"
+METFORMIN = {
+    "resourceType": "MedicationRequest",
+    "status": "active",
+    "intent": "order",
+    "authoredOn": "2018-05-02T10:00:00Z",
+    "medicationCodeableConcept": {"coding": [{"system": RXNORM, "code": "6809"}]},
+}
+BYPASS = {
+    "resourceType": "Procedure",
+    "status": "completed",
+    "code": {"coding": [{"system": "http://snomed.info/sct", "code": "232717009"}]},
+}
+
+
+def coded(resource, *codings):
+    pairs = [{"system": system, "code": code} for system, code in codings]
+    return resource | {"code": {"coding": pairs}}
+
+
+def verified(status):
+    return DIABETES | {"verificationStatus": {"coding": [{"code": status}]}}
+
+
+def by_reference(**fields):
+    return {k: v for k, v in METFORMIN.items() if k != "medicationCodeableConcept"} | {
+        "medicationReference": {"reference": "#med"},
+        "contained": [
+            {"resourceType": "Practitioner", "id": "who"},
+            {
+                "resourceType": "Medication",
+                "id": "med",
+                "code": METFORMIN["medicationCodeableConcept"],
+                **fields,
+            },
+        ],
+    }
+
+
+ICD, SCT = ("http://hl7.org/fhir/sid/icd-10-cm", "E11.9"), ("http://snomed.info/sct", "73211009")
+LOCAL, LOINC = ("urn:oid:1.2.3", "GLUC"), ("http://loinc.org", "2339-0")
+SOON = "2019-01-06T10:00:00Z"
+TOLD = [  # of a patient one resource; a feature or label; what it is at SEEN
+    (coded(DIABETES, ICD, SCT), "diabetes", 1),
+    (coded(DIABETES, SCT, ICD), "diabetes", 1),
+    (coded(DIABETES, SCT), "diabetes", 0),
+    (coded(GLUCOSE, LOCAL, LOINC), "glucose.last", 99),
+    (coded(GLUCOSE, LOCAL, LOINC), "glucose.count", 1),
+    (coded(GLUCOSE, ("http://loinc.org/", "2339-0")), "glucose.last", 99),
+    (coded(GLUCOSE, ("http://loinc.org|2.77", "2339-0")), "glucose.last", 99),
+    (GLUCOSE | {"issued": SOON}, "glucose.last", None),
+    (GLUCOSE | {"issued": "2018-11-01T10:00:00Z"}, "glucose.last", 99),
+    (GLUCOSE | {"issued": "2019-01-05T11:30:00+02:00"}, "glucose.last", 99),
+    (
+        GLUCOSE | {"effectiveDateTime": None, "effectivePeriod": {"start": "2018", "end": SOON}},
+        "glucose.last",
+        None,
+    ),
+    (
+        GLUCOSE | {"effectiveDateTime": None, "effectivePeriod": {"start": "2018-12-01"}},
+        "glucose.last",
+        99,
+    ),
+    (GLUCOSE | {"status": "preliminary"}, "glucose.last", 99),
+    (GLUCOSE | {"status": "registered"}, "glucose.last", None),
+    (GLUCOSE | {"modifierExtension": [{"url": "urn:not"}]}, "glucose.last", None),
+    (METFORMIN, "history.metformin", 1),
+    (METFORMIN | {"doNotPerform": False}, "history.metformin", 1),
+    (METFORMIN | {"doNotPerform": True}, "history.metformin", 0),
+    (METFORMIN | {"status": "draft", "intent": "proposal"}, "history.metformin", 0),
+    (METFORMIN | {"intent": "plan"}, "history.metformin", 0),
+    (METFORMIN | {"status": "unknown"}, "history.metformin", 1),
+    (by_reference(), "history.metformin", 1),
+    (by_reference(status="entered-in-error"), "history.metformin", 0),
+    (verified("confirmed"), "diabetes", 1),
+    (verified("differential"), "diabetes", 0),
+    (verified("refuted"), "diabetes", 0),
+    (DIABETES | {"recordedDate": "2019-13"}, "diabetes", 0),
+    (DIABETES | {"onsetDateTime": "2009"}, "diabetes", 1),
+    (DIABETES | {"onsetDateTime": "2021-01-01"}, "diabetes", 0),
+    (KIDNEY | {"recordedDate": "2019-01-05"}, "history.kidney_disease", 0),
+    (KIDNEY | {"recordedDate": "2019-01-03"}, "history.kidney_disease", 1),
+    (KIDNEY | {"onsetDateTime": "2018", "recordedDate": SOON}, "history.kidney_disease", 0),
+    (BYPASS | {"performedDateTime": "2018-07-01"}, "history.bypass_surgery", 1),
+    (
+        BYPASS | {"performedPeriod": {"start": "2018-07-01", "end": SOON}},
+        "history.bypass_surgery",
+        0,
+    ),
+    (
+        BYPASS | {"performedDateTime": "2018-07-01", "status": "not-done"},
+        "history.bypass_surgery",
+        0,
+    ),
+]
+
+
+def export_of(folder, told, seen=SEEN):
+    """Add to a bulk export a patient, x0, x1, …, for each resource."""
+    encounters = (
+        (seen.replace("2019", "2016"), "finished"),
+        (seen, "finished"),
+        ("2018-06-05T10:00:00Z", "planned"),
+        ("2021-06-05T12:00:00+02:00", "in-progress"),
+    )
+    for i, resource in enumerate(told):
+        subject = {"subject": {"reference": f"Patient/x{i}"}}
+        person = {"resourceType": "Patient", "id": f"x{i}", "birthDate": "1960", "gender": "male"}
+        visits = [
+            {"resourceType": "Encounter", "id": f"x{i}-{n}", "status": status, **subject}
+            | {"period": {"start": start}}
+            for n, (start, status) in enumerate(encounters)
+        ]
+        for one in (person, *visits, resource | {"id": f"x{i}"} | subject):
+            with (folder / f"{one['resourceType']}.ndjson").open("a") as file:
+                file.write(json.dumps(one) + "\n")
+
+
+def at_seen(store, seen=SEEN):
+    """Features and labels of x0, x1, … at that time."""
+    rows = values(store).join(labels(store))
+    rows = rows.xs(pd.Timestamp(seen).tz_convert(None), level="prediction_time")
+    return rows[rows.index.str.startswith("x")]
+
+
+def test_fhir_says_what_is_known_and_what_is_a_fact(make, tmp_path):
+    bulk_export(tmp_path)
+    export_of(tmp_path, [resource for resource, _, _ in TOLD])
+    store = make(CONFIGS / "fhir.yaml", tmp_path)
+    rows = at_seen(store)
+    wrong = [
+        (resource, column, got, right)
+        for i, (resource, column, right) in enumerate(TOLD)
+        if not np.array_equal(
+            got := float(rows.loc[f"x{i}", column]),
+            np.nan if right is None else right,
+            equal_nan=True,
+        )
+    ]
+    assert wrong == []
+    assert len(values(store).loc["x0"]) == 3  # without the planned encounter
+    findings = {(f["check"], f["where"]): f["count"] for f in store.manifest["findings"]}
+    assert findings["left out", "recorded"] == 7
+    (bad,) = [f for f in store.manifest["findings"] if f["check"] == "quarantine"]
+    assert (bad["where"], bad["count"]) == ("recorded", 1)
+    assert "does not parse" in bad["message"]
+
+
+@pytest.mark.parametrize(
+    ("time_zone", "seen", "known"),
+    [
+        (None, "2019-01-06T11:00:00Z", 0),
+        (None, "2019-01-06T13:00:00Z", 1),
+        ("America/Los_Angeles", "2019-01-05T18:00:00-08:00", 0),
+        ("America/Los_Angeles", "2019-01-06T00:30:00-08:00", 1),
+        ("Asia/Tokyo", "2019-01-05T23:00:00+09:00", 0),
+        ("Asia/Tokyo", "2019-01-06T00:30:00+09:00", 1),
+    ],
+)
+def test_a_day_of_fhir_ends_at_the_site(make, tmp_path, time_zone, seen, known):
+    bulk_export(tmp_path)
+    observed = GLUCOSE | {"effectiveDateTime": "2019-01-05"}
+    export_of(tmp_path, [KIDNEY | {"recordedDate": "2019-01-05"}, observed], seen)
+    content = yaml.safe_load((CONFIGS / "fhir.yaml").read_text())
+    content["clock"] = {"unit": "timestamp", "time_zone": time_zone}
+    (tmp_path / "fhir.yaml").write_text(yaml.safe_dump(content))
+    rows = at_seen(make(tmp_path / "fhir.yaml", tmp_path), seen)
+    assert rows.loc["x0", "history.kidney_disease"] == known
+    assert rows["glucose.last"].notna()["x1"] == known
+
+
+def test_fhir_finds_medicines_that_are_resources_of_their_own(make, tmp_path):
+    """As the configuration's comment says."""
+    bulk_export(tmp_path)
+    reference = {"medicationReference": {"reference": "Medication/m"}}
+    by_id = {k: v for k, v in METFORMIN.items() if k != "medicationCodeableConcept"} | reference
+    lost = by_id | {"medicationReference": {"reference": "Medication/lost"}}
+    wrong = by_id | {"medicationReference": {"reference": "Medication/wrong"}}
+    export_of(tmp_path, [METFORMIN, by_id, by_reference(), lost, wrong])
+    codings = {"coding": [{"system": "urn:x", "code": "1"}, {"system": RXNORM, "code": "6809"}]}
+    medicine = {"resourceType": "Medication", "id": "m", "code": codings}
+    lines = [medicine, medicine | {"id": "wrong", "status": "entered-in-error"}]
+    file = tmp_path / "Medication.ndjson"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    content = with_medicines((CONFIGS / "fhir.yaml").read_text())
+    (tmp_path / "fhir.yaml").write_text(content)
+    rows = at_seen(make(tmp_path / "fhir.yaml", tmp_path))
+    assert rows["history.metformin"].to_dict() == {"x0": 1, "x1": 1, "x2": 1, "x3": 0, "x4": 0}
+
+
+def with_medicines(config):
+    """The configuration, changed as its comment on medicines says."""
+    lines = config.splitlines()
+    said = [line.removeprefix("  #   ") for line in lines if line.startswith("  #   ")]
+    content = yaml.safe_load(config)
+    content["tables"] |= yaml.safe_load(said[0])
+    assert "FROM medications" in content["tables"]["recorded"]["sql"]
+    content["tables"]["recorded"]["sql"] = content["tables"]["recorded"]["sql"].replace(
+        "FROM medications", "\n".join(said[1:])
+    )
+    return yaml.safe_dump(content)
 
 
 # -- MEDS ----------------------------------------------------------------------------------------
