@@ -351,14 +351,13 @@ class Events(StrictModel):
     value. `where` is a condition over the table's columns: rows for which it is not true are left
     out, and counted. `row_id` is the column that tells rows apart: rows equal in all that is used
     are repeats only where they agree in it, too; without it, where the whole row of the file does.
-    With `code_separator` a cell may hold several codes for one thing.
+    Rows with one row_id that differ in their code alone are one thing under several codes.
     """
 
     table: str
     subject_id: str
     time: str
     code: str
-    code_separator: str | None = Field(None, min_length=1, exclude_if=_unset)
     numeric_value: str | None = None
     unit: str | None = None
     comparator: str | None = Field(None, exclude_if=_unset)
@@ -1306,6 +1305,12 @@ class Config(StrictModel):
                 of_feature = key.startswith("features.")
                 if of_feature and label.prevalent and share_a_code(codes, label.codes or ()):
                     raise ValueError(gives_away(key, name))
+
+    def row_id_of(self, events: Events) -> str | None:
+        """The column that tells rows of events apart: as given, or that of a FHIR resource."""
+        resource = self.tables[events.table].fhir
+        has_fact = resource is not None and "fact_id" in RESOURCES[resource].columns
+        return events.row_id or ("fact_id" if has_fact else None)
 
     def decimal_of(self, table: str) -> str:
         """The decimal sign of a table; of a query a comma, if a table that it reads has one."""

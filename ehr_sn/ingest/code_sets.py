@@ -3,7 +3,6 @@
 DuckDB tables made here:
 
 - `event_codes`: code_id, code: every code in the tables of events
-- `code_parts`: code_id, part: the same, and each code of a cell that holds several
 - `coded_0`, `coded_1`, … for each entry of `events`: cell (as the table holds the code), code_id
 - `code_sets`: key (of the configuration), entry (its place in that list, from 0), written (the
   entry, or the line of its file), code, code_id
@@ -49,12 +48,10 @@ def stage_code_sets(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
     db.register("patterns", pa.table(arrays, names=names))
     db.execute(
-        """INSERT INTO code_sets SELECT DISTINCT key, entry, written, code, code_id FROM (
-            SELECT key, entry, written, code_id FROM patterns JOIN code_parts ON part = low
-            WHERE exact
-            UNION ALL SELECT key, entry, written, code_id FROM patterns JOIN code_parts
-            ON part >= low AND left(part, length(high)) <= high WHERE NOT exact)
-        JOIN event_codes USING (code_id)"""
+        """INSERT INTO code_sets SELECT key, entry, written, code, code_id
+            FROM patterns JOIN event_codes ON code = low WHERE exact
+        UNION ALL SELECT key, entry, written, code, code_id FROM patterns JOIN event_codes
+            ON code >= low AND left(code, length(high)) <= high WHERE NOT exact"""
     )
     db.unregister("patterns")
     for key, entries in config.code_sets.items():
@@ -71,32 +68,20 @@ def held_by(key: str) -> str:
 
 
 def _stage_event_codes(db: duckdb.DuckDBPyConnection, config: Config) -> None:
-    cells, parts = [], []
+    cells = []
     for i, events in enumerate(config.events):
-        code = identifier(events.code)
         dtype = types_of(db, events.table)[events.code]
         _require_no_fraction(db, config, i, dtype)
         db.execute(
             f"""CREATE TEMP TABLE cells_{i} AS SELECT cell, {as_code("cell", dtype)} AS code
-            FROM (SELECT DISTINCT {code} AS cell FROM {source(events.table)})"""
+            FROM (SELECT DISTINCT {identifier(events.code)} AS cell FROM {source(events.table)})"""
         )
         cells.append(f"SELECT code FROM cells_{i}")
-        if events.code_separator is not None:
-            each = f"unnest(string_split(code, {literal(events.code_separator)}))"
-            parts.append(
-                f"SELECT code, {as_code('part', 'VARCHAR')} AS part FROM "
-                f"(SELECT code, {each} AS part FROM cells_{i})"
-            )
     every = " UNION ".join(cells) or "SELECT NULL::VARCHAR AS code"
     db.execute(
         f"""CREATE TABLE event_codes AS
         SELECT (row_number() OVER (ORDER BY code) - 1)::INTEGER AS code_id, code
         FROM ({every}) WHERE code IS NOT NULL ORDER BY code_id"""
-    )
-    both = " UNION ".join(["SELECT code, code AS part FROM event_codes", *parts])
-    db.execute(
-        f"""CREATE TABLE code_parts AS SELECT code_id, part
-        FROM ({both}) JOIN event_codes USING (code) WHERE part IS NOT NULL"""
     )
     for i in range(len(cells)):
         joined = f"cells_{i} JOIN event_codes USING (code)"
@@ -129,9 +114,8 @@ def _add_descendants(
     )
     above = literal(concept.descendants_of)
     db.execute(
-        f"""INSERT INTO code_sets SELECT DISTINCT ?, ?, ?, code, code_id
-        FROM code_parts JOIN event_codes USING (code_id)
-        WHERE part = {above} OR part IN
+        f"""INSERT INTO code_sets SELECT ?, ?, ?, code, code_id FROM event_codes
+        WHERE code = {above} OR code IN
             (SELECT {descendant} FROM {source(CONCEPTS)} WHERE {ancestor} = {above})""",
         [key, entry, written(concept)],
     )

@@ -233,7 +233,7 @@ def _named(config: Config) -> Iterator[tuple[str, str | None, str, bool]]:
             yield key, None, name, False
     for i, events in enumerate(config.events):
         for key in EVENT_COLUMNS:
-            column = getattr(events, key)
+            column = config.row_id_of(events) if key == "row_id" else getattr(events, key)
             if column is not None:
                 yield f"events.{i}.{key}", events.table, column, True
         if events.where is not None:

@@ -8,6 +8,8 @@ Made here in DuckDB:
 The two are views of the judged rows: no event is copied, and codes are compared as numbers.
 """
 
+from collections.abc import Iterator
+
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -38,6 +40,7 @@ from ehr_sn.ingest.sql import identifier, literal, number, source
 from ehr_sn.ingest.tables import IDENTITY
 from ehr_sn.ingest.times import NO_TIME, as_time
 
+MERGED = "another code of an earlier row"
 HASHES_AT_ONCE = 2**25  # eight bytes each, beside what DuckDB holds
 
 
@@ -64,7 +67,7 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
         told = _told(db, events, judged)
         before = rows.get(events.table, dict.fromkeys(told, 0))  # a table may be named twice
         rows[events.table] = {name: before[name] + n for name, n in told.items()}
-        set_aside(db, judged, events.table, "reason", SET_ASIDE)
+        set_aside(db, judged, events.table, f"nullif(reason, '{MERGED}')", SET_ASIDE)
         value_reason = "CASE WHEN reason IS NULL THEN value_reason END"
         set_aside(db, judged, events.table, value_reason, MADE_MISSING)
         kept.append(
@@ -127,8 +130,8 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
         unit = f"coalesce(replace({code}, {signs}), '')"
     if events.comparator:
         bound = is_bound(identifier(events.comparator))
-    if events.row_id:
-        row_id = f"hash({identifier(events.row_id)})"
+    if told_apart := config.row_id_of(events):
+        row_id = f"CASE WHEN {is_given(told_apart)} THEN hash({identifier(told_apart)}) END"
     elif IDENTITY in types:
         row_id = IDENTITY
     converted, against = _measured(db, config) if events.numeric_value else ("number", "")
@@ -159,6 +162,8 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
                     ON _cell = {identifier(events.code)}))"""
     )
     _judge_repeats(db, judged)
+    if told_apart:
+        _merge_codings(db, judged, events.table)
 
 
 def _counted_in(events: Events) -> str:
@@ -174,42 +179,102 @@ def _counted_in(events: Events) -> str:
 def _told(db: duckdb.DuckDBPyConnection, events: Events, judged: str) -> dict[str, int]:
     """How many of a source's rows came to what; notices how many were left out."""
     read = count(db, f"SELECT count(*) FROM {source(events.table)}")
-    counted, kept = db.execute(
-        f"SELECT count(*), count(*) FILTER (reason IS NULL) FROM {judged}"
+    counted, kept, merged = db.execute(
+        f"""SELECT count(*), count(*) FILTER (reason IS NULL),
+            count(*) FILTER (reason = '{MERGED}') FROM {judged}"""
     ).fetchall()[0]
     said = "left out, for `where` is not true of them"
     notice(db, "left out", events.table, read - counted, read, said)
-    return {"read": read, "left_out": read - counted, "set_aside": counted - kept, "kept": kept}
+    return {
+        "read": read,
+        "left_out": read - counted,
+        "set_aside": counted - kept - merged,
+        "merged": merged,
+        "kept": kept,
+    }
 
 
 def _judge_repeats(db: duckdb.DuckDBPyConnection, judged: str) -> None:
-    """Give all but the first of equal rows in `judged` their reason: equal also in their identity.
+    """Give all but the first of equal rows in `judged` their reason: equal in their identity, too.
 
     A group for every row would not fit in memory. So the rows that may be equal are found first, by
     hashes of their content that occur more than once.
     """
     columns = "subject_id, time, code_id, number, value_reason"
     content = f"hash({columns})"
-    columns += ", row_id"
+    for suspected in _suspects(db, judged, content):
+        db.execute(
+            f"""UPDATE {judged} SET reason = 'repeats an earlier row'
+            FROM (SELECT _row FROM {judged} WHERE {suspected}
+                QUALIFY row_number() OVER (PARTITION BY {columns}, row_id ORDER BY _row) > 1
+            ) repeated WHERE {judged}._row = repeated._row"""
+        )
+
+
+def _merge_codings(db: duckdb.DuckDBPyConnection, judged: str, table: str) -> None:
+    """Make one row, of a code that is in the sets of all of theirs, of rows that are one thing.
+
+    These are rows with one identity which differ in their code alone, as the codings of a FHIR
+    concept do: translations of one another, which a set may hold several of.
+    """
+    columns = "subject_id, time, number, value_reason, row_id"
+    found = [
+        db.sql(
+            f"""SELECT list(_row ORDER BY _row) AS rows, list_sort(list(code_id)) AS codes
+            FROM {judged} WHERE {suspected} GROUP BY {columns} HAVING count(*) > 1"""
+        ).to_arrow_table()
+        for suspected in _suspects(db, judged, f"hash({columns})", "AND row_id IS NOT NULL")
+    ]
+    if not found:
+        return
+    db.register("found", pa.concat_tables(found))
+    db.execute(
+        """CREATE OR REPLACE TEMP TABLE joint AS
+        SELECT codes, (SELECT coalesce(max(code_id), -1) FROM event_codes)
+            + row_number() OVER (ORDER BY codes) AS code_id
+        FROM (SELECT DISTINCT codes FROM found)"""
+    )
+    members = "(SELECT code_id AS joint_id, unnest(codes) AS code_id FROM joint)"
+    db.execute(
+        f"""INSERT INTO event_codes SELECT joint_id, string_agg(code, ' = ' ORDER BY code)
+        FROM {members} JOIN event_codes USING (code_id) GROUP BY 1"""
+    )
+    db.execute(
+        f"""INSERT INTO code_sets SELECT DISTINCT key, entry, written, event_codes.code, joint_id
+        FROM {members} m JOIN code_sets USING (code_id)
+        JOIN event_codes ON event_codes.code_id = joint_id"""
+    )
+    db.execute(
+        f"""UPDATE {judged} SET code_id = of_first.code_id FROM
+            (SELECT rows[1] AS _row, joint.code_id FROM found JOIN joint USING (codes)) of_first
+        WHERE {judged}._row = of_first._row"""
+    )
+    others = "(SELECT unnest(rows[2:]) FROM found)"
+    merged = count(db, f"SELECT count(*) FROM {others}")
+    read = count(db, f"SELECT count(*) FROM {judged}")
+    db.execute(f"UPDATE {judged} SET reason = '{MERGED}' WHERE _row IN {others}")
+    said = "further codes of the same thing: it counts once, under each of them"
+    notice(db, "several codes", table, merged, read, said)
+    db.unregister("found")
+
+
+def _suspects(
+    db: duckdb.DuckDBPyConnection, judged: str, content: str, more: str = ""
+) -> Iterator[str]:
+    """Conditions on usable rows, in parts, that are true where the hash `content` repeats."""
     parts = 1 + count(db, f"SELECT count(*) FROM {judged}") // HASHES_AT_ONCE
     for part in range(parts):
+        usable = f"reason IS NULL {more}"
         hashes = db.execute(
             f"""SELECT {content} AS content FROM {judged}
-            WHERE reason IS NULL AND {content} % {parts} = {part}"""
+            WHERE {usable} AND {content} % {parts} = {part}"""
         ).fetchnumpy()["content"]
         hashes.sort()
         suspects = pa.table({"content": np.unique(hashes[1:][hashes[1:] == hashes[:-1]])})
-        if not suspects.num_rows:
-            continue
-        db.register("suspects", suspects)
-        db.execute(
-            f"""UPDATE {judged} SET reason = 'repeats an earlier row'
-            FROM (SELECT _row FROM {judged}
-                WHERE reason IS NULL AND {content} IN (SELECT content FROM suspects)
-                QUALIFY row_number() OVER (PARTITION BY {columns} ORDER BY _row) > 1) repeated
-            WHERE {judged}._row = repeated._row"""
-        )
-        db.unregister("suspects")
+        if suspects.num_rows:
+            db.register("suspects", suspects)
+            yield f"{usable} AND {content} IN (SELECT content FROM suspects)"
+            db.unregister("suspects")
 
 
 def _measured(db: duckdb.DuckDBPyConnection, config: Config) -> tuple[str, str]:

@@ -3,8 +3,8 @@
 - `moment(x)`: a TIMESTAMPTZ by the grammar of `times`, NULL where x is no time
 - `known(x)`: the same, but the end of the day where x is a day without a time; infinite where x is
   given and no time, so that the row is set aside with that reason
-- `day_end(x)`: the end of the site's day in which x lies; `day_end(x, anywhere)` with TRUE, and
-  without a time zone: when that day has ended everywhere
+- `day_end(x)`: the end of the site's day in which x lies, infinite as `known(x)` is;
+  `day_end(x, anywhere)` with TRUE, and without a time zone: when that day has ended everywhere
 - `has_offset(x)`: whether x says its offset from UTC
 
 Those that begin with an underscore take the place of casts and of strptime in queries.
@@ -22,11 +22,12 @@ def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> No
     """Create the functions above, and give the connection the site's time zone, by default UTC."""
     db.execute(f"SET TimeZone = {literal(time_zone or 'UTC')}")
     moment = f"(({moment_of_text('x', time_zone)}) AT TIME ZONE 'UTC')"
+    no_time = "CASE WHEN x IS NOT NULL THEN 'infinity'::TIMESTAMPTZ END"
     day, safe_day = (
-        f"(({day_end('_to_date(x)', time_zone, anywhere)}) AT TIME ZONE 'UTC')"
+        f"""coalesce(({day_end("_to_date(x)", time_zone, anywhere)}) AT TIME ZONE 'UTC',
+            {no_time})"""
         for anywhere in (False, True)
     )
-    no_time = "CASE WHEN x IS NOT NULL THEN 'infinity'::TIMESTAMPTZ END"
     _create(
         db,
         "moment",

@@ -410,7 +410,7 @@ class OpenedTable:
             return (IDENTITY,) if IDENTITY in self.stack.header else ()
         sources = [one for one in self.config.events if one.table == self.name]
         table = self.config.tables[self.name]
-        if not sources or table.path is None or any(one.row_id for one in sources):
+        if not sources or table.path is None or any(map(self.config.row_id_of, sources)):
             return ()
         used = {name.lower() for name in self.columns}
         others = [name for name in self.stack.of_all_files if name.lower() not in used]
