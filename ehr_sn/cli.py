@@ -294,11 +294,12 @@ def score(
     for name, why in told["absent_features"].items():
         err.print(f"{name} is missing in every row: {why}", style="yellow", highlight=False)
     for warning in told["warnings"]:
-        err.print(f"Warning: {warning}", style="yellow", highlight=False)
+        _warn(warning)
     aside = sum(entry["count"] for entry in told["quarantined"])
     err.print(
         f"{'Scored' if is_new else 'Scored before'}: {told['rows']:,} rows, "
-        f"{len(told['models'])} diseases; {aside:,} entries in quarantine.",
+        f"{len(told['models'])} {'disease' if len(told['models']) == 1 else 'diseases'}; "
+        f"{aside:,} entries in quarantine.",
         highlight=False,
     )
     out.print(folder, soft_wrap=True)
@@ -323,7 +324,7 @@ def monitor(
             metavar="PATH",
             exists=True,
             help="Outcomes that are known by now: a store, or a table of subject_id, "
-            "prediction_time, disease, label.",
+            "prediction_time (unless the data set has none), disease, label.",
         ),
     ] = None,
     output: Annotated[
@@ -338,10 +339,13 @@ def monitor(
     The exit code is 3 on an alarm. The limits are `monitor` in CONFIG.
     """
     from ehr_sn.scoring.monitor import monitor_and_record
+    from ehr_sn.scoring.outcomes import told
 
     loaded = load_config(config)
     output = output or Path("reports") / loaded.dataset
     found, (page, _) = monitor_and_record(loaded, scores, labels, output)
+    for said in told(found.unused):
+        _warn(said)
     for drift in found.alarms:
         out.print(f"alarm: {drift}", highlight=False, soft_wrap=True)
     out.print(
@@ -358,7 +362,7 @@ def monitor(
 def api(
     config: ConfigFile,
     diseases: Diseases = None,
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Score rows over HTTP with the champions of CONFIG's data set (Ctrl-C ends it).
@@ -367,7 +371,7 @@ def api(
     """
     from ehr_sn.scoring.api import serve
 
-    serve(load_config(config), host, port, diseases or ())
+    serve(load_config(config), host, port, diseases or (), _warn)
 
 
 audit_app = typer.Typer(no_args_is_help=True, help="What was done with models, and by whom.")
@@ -575,7 +579,10 @@ def serve(
         Path, typer.Option("--file", metavar="FILE", help="What runs when.", exists=True)
     ] = Path("prefect.yaml"),
     port: Annotated[
-        int, typer.Option(help="Of the Prefect server that is started if you have none.")
+        int,
+        typer.Option(
+            help="Port of the Prefect server that is started if you have none.", min=1, max=65535
+        ),
     ] = 4200,
 ) -> None:
     """Run the schedules in prefect.yaml: scoring, monitoring, retraining (Ctrl-C ends it).
@@ -594,12 +601,14 @@ def serve(
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Open the MLflow UI on the recorded runs (Ctrl-C ends it)."""
+    from ehr_sn.ports import require_free
     from ehr_sn.tracking import tracking_uri
 
+    require_free(host, port)
     err.print(f"MLflow UI: http://{host}:{port}")
     command = ["mlflow", "ui", "--backend-store-uri", tracking_uri(), "--host", host]
     os.execv(sys.executable, [sys.executable, "-m", *command, "--port", str(port)])
@@ -631,6 +640,10 @@ def main() -> None:
             err.print(Text.assemble(("Error:", "bold red"), f" {error}"), soft_wrap=True)
             sys.exit(1)
         raise
+
+
+def _warn(told: str) -> None:
+    err.print(f"Warning: {told}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def _run_flow(flow: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from flows.ingest import ingest
 from flows.tasks import config_argument, scheduled, step
 
+from prefect import get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from ehr_sn.config import load_config
@@ -16,6 +17,8 @@ def compare(config_path: str, scores: str, labels: str | None, output: str) -> d
     found, _ = monitor_and_record(
         load_config(config_path), Path(scores), Path(labels) if labels else None, Path(output)
     )
+    for warning in found.warnings:
+        get_run_logger().warning(warning)
     _show(found)
     return {"rows": found.summary["rows"], "alarms": [str(alarm) for alarm in found.alarms]}
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from flows.tasks import config_argument, scheduled, step
 
-from prefect import runtime
+from prefect import get_run_logger, runtime
 from prefect.artifacts import create_table_artifact
 
 from ehr_sn.config import load_config
 from ehr_sn.evaluate.small_cells import shown
+from ehr_sn.scoring.registry import not_scored
 from ehr_sn.scoring.score import read_moment, score_with_champions, summary
 
 
@@ -51,9 +52,16 @@ def score(
     folder, is_new = score_extract(config_path, output, source, diseases, as_of, with_csv)
     told = summary(Path(folder))
     scored = shown(told["rows"], load_config(config_path).privacy.smallest_cell)
+    lacking = told.get("without_champion", ())
+    if lacking:
+        get_run_logger().warning(not_scored(lacking, told["models"]))
     rows = [
         {"disease": disease, "version": model["version"], "rows": scored, "new": is_new}
         for disease, model in told["models"].items()
+    ]
+    rows += [
+        {"disease": disease, "version": "no champion", "rows": 0, "new": False}
+        for disease in lacking
     ]
     create_table_artifact(rows, key="scores", description=f"Scores in {folder}")
     return folder, is_new

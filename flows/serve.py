@@ -33,6 +33,7 @@ from pydantic import model_validator
 
 from ehr_sn.config import Name, StrictModel, read_yaml
 from ehr_sn.errors import ConfigError, EhrSnError
+from ehr_sn.ports import require_free
 
 PORT = 4200
 STARTS_WITHIN = 120  # seconds that a server may take on a busy machine
@@ -237,6 +238,7 @@ def _api(port: int, say: Callable[[str], None]) -> Iterator[str]:
         with _use(url):
             yield url
         return
+    require_free("127.0.0.1", port)
     say("Starting a Prefect server …")
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
     server = subprocess.Popen(

@@ -47,7 +47,8 @@ class Requirement:
         counts = {name: f"{n:,}" for name, n in self.counts.items()}
         reasons = sorted(self.reasons.items(), key=lambda reason: (-reason[1], reason[0]))
         told = "; ".join(f"{n:,} {why}" for why, n in reasons if n)
-        return Template(self.message).safe_substitute(counts, reasons=told)
+        message = self.message if told else self.message.replace(f" ({REASONS})", "")
+        return Template(message).safe_substitute(counts, reasons=told)
 
     def __add__(self, other: "Requirement") -> "Requirement":
         """The same, of two shards together."""

@@ -28,8 +28,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ehr_sn import __version__
 from ehr_sn.config import Config
 from ehr_sn.errors import EhrSnError, did_you_mean
+from ehr_sn.ports import require_free
 from ehr_sn.scoring.package import score_many
-from ehr_sn.scoring.registry import Registered, example_of, load_champions
+from ehr_sn.scoring.registry import (
+    Registered,
+    example_of,
+    load_champions,
+    not_scored,
+    without_champion,
+)
 
 TOKEN = "EHR_SN_API_TOKEN"
 SHORTEST_TOKEN = 16
@@ -266,16 +273,22 @@ class _Service:
         self.seconds.labels(path).observe(seconds)
 
     async def keep_fresh(self, refresh: Callable[[Champions], Champions]) -> None:
-        """Ask for the champions now and then; those that take other features need a restart."""
+        """Ask for the champions now and then, and take those of diseases that had none.
+
+        Where a disease has none any more, or champions take other features, those in use stay.
+        """
         known = {feature["name"] for feature in self.features}
         while True:
             await asyncio.sleep(REFRESH)
             try:
                 found = await asyncio.to_thread(refresh, self.champions)
+                gone = self.champions.keys() - found.keys()
                 wanted = {name for one in found.values() for name in one.package.features}
-                self.stale = not wanted <= known
+                self.stale = bool(gone) or not wanted <= known
                 if not self.stale:
                     self.champions = found
+                elif gone:
+                    log.warning("champions not refreshed: %s has lost its own", sorted(gone)[0])
             except EhrSnError as error:
                 self.stale = True
                 log.warning("champions not refreshed: %s", error)
@@ -378,14 +391,20 @@ def _refused(_: Request, error: Any) -> JSONResponse:
     return _problem(error.status_code, [("", str(error.detail))], headers=error.headers)
 
 
-def serve(config: Config, host: str, port: int, diseases: Sequence[str] = ()) -> None:
-    """Serve the champions until interrupted.
+def serve(
+    config: Config,
+    host: str,
+    port: int,
+    diseases: Sequence[str] = (),
+    say: Callable[[str], None] = log.warning,
+) -> None:
+    """Serve the champions until interrupted; says which diseases have none.
 
     Raises
     ------
     EhrSnError
-        The address is not of this machine alone and no token is set, the token is short, or a
-        champion cannot be loaded.
+        The address is not of this machine alone and no token is set, the token is short, the port
+        is in use, no disease has a champion, or one cannot be loaded.
     """
     import uvicorn
 
@@ -397,9 +416,11 @@ def serve(config: Config, host: str, port: int, diseases: Sequence[str] = ()) ->
         )
     if token is not None and len(token) < SHORTEST_TOKEN:
         raise EhrSnError(f"{TOKEN}: is too easily guessed: give {SHORTEST_TOKEN} signs or more")
-    app = create_app(
-        load_champions(config, diseases), token, partial(load_champions, config, diseases)
-    )
+    require_free(host, port)
+    champions = load_champions(config, diseases)
+    if lacking := without_champion(config, diseases, champions):
+        say(not_scored(lacking, champions))
+    app = create_app(champions, token, partial(load_champions, config, diseases))
     # An address may hold what it should not, such as a name in its query: none is logged.
     uvicorn.run(
         app,

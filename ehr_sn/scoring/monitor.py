@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logit
@@ -21,14 +20,11 @@ from ehr_sn.evaluate.metrics import CLIP, calibration
 from ehr_sn.evaluate.report import templates
 from ehr_sn.evaluate.small_cells import shown_share
 from ehr_sn.evaluate.statistics import delong
-from ehr_sn.ingest.cells import as_subject
-from ehr_sn.ingest.pseudonyms import create_function
-from ehr_sn.ingest.sql import identifier, literal
+from ehr_sn.scoring.outcomes import Outcomes, is_store, read_outcomes, told
 from ehr_sn.scoring.profile import PROFILE
 from ehr_sn.scoring.registry import told as registry_faults
 
 SURE = 1.96  # standard errors
-LABEL_COLUMNS = ("subject_id", "prediction_time", "disease", "label")
 
 
 @dataclass(frozen=True)
@@ -49,23 +45,33 @@ class Drift:
     alarm: bool
 
     def __str__(self) -> str:
-        told = f"{self.what} of {self.where}" if self.where else self.what
+        name = f"{self.what} of {self.where}" if self.where else self.what
         values = "" if self.now is None else f": {_short(self.then)} → {_short(self.now)}"
-        return f"{told}{values} (differs by {self.by:.3f}, limit {self.limit:g})"
+        return f"{name}{values} (differs by {self.by:.3f}, limit {self.limit:g})"
 
 
 @dataclass(frozen=True)
 class Monitored:
-    """What was found in one folder of scores. `outcomes` is by disease, where labels are known."""
+    """What was found in one folder of scores. `outcomes` is by disease, where labels are known.
+
+    `unused` counts, by reason, the rows of a table of labels that could not be used.
+    """
 
     summary: dict[str, Any]
     drifts: tuple[Drift, ...]
     outcomes: dict[str, dict[str, float]]
+    unused: dict[str, int]
+    smallest_cell: int
 
     @cached_property
     def alarms(self) -> list[Drift]:
         """The furthest beyond its limit first."""
         return sorted((d for d in self.drifts if d.alarm), key=lambda d: -d.by / d.limit)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be said of the labels where everybody may read it: without small counts."""
+        return told(self.unused, self.smallest_cell)
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -76,17 +82,18 @@ class Monitored:
             "alarms": [str(drift) for drift in self.alarms],
             "drifts": [asdict(drift) for drift in self.drifts],
             "outcomes": self.outcomes,
+            "warnings": self.warnings,
         }
 
     def metrics(self) -> dict[str, float]:
         """For MLflow: of each thing watched how far it has drifted, and what it is now."""
-        told: dict[str, float] = {"alarms": len(self.alarms), "rows": self.summary["rows"]}
+        values: dict[str, float] = {"alarms": len(self.alarms), "rows": self.summary["rows"]}
         for drift in self.drifts:
             name = "/".join(filter(None, (drift.what.replace(" ", "_"), drift.where)))
-            told[f"drift_{name}"] = drift.by
+            values[f"drift_{name}"] = drift.by
         for disease, outcome in self.outcomes.items():
-            told |= {f"{name}/{disease}": value for name, value in outcome.items()}
-        return {name: value for name, value in told.items() if np.isfinite(value)}
+            values |= {f"{name}/{disease}": value for name, value in outcome.items()}
+        return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
 def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitored:
@@ -97,7 +104,9 @@ def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitor
     scores : a folder that `score` has made
     labels : outcomes that have become known since: a store, or a table (Parquet or CSV) with the
         columns subject_id (the source's id, also where the scores have pseudonyms),
-        prediction_time, disease and label (1, 0, or empty)
+        prediction_time (ISO 8601, without an offset in UTC; not read in a data set without
+        prediction times), disease and label (1, 0, true, false, or empty). A row that cannot be
+        used is counted.
 
     Notes
     -----
@@ -120,7 +129,18 @@ def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitor
             f"{scores}: holds {now['rows']:,} rows, fewer than monitor.min_rows ({rule.min_rows}): "
             "too few to judge"
         )
-    outcomes = _outcomes(config, scores, labels) if labels else {}
+    smallest = config.privacy.smallest_cell
+    outcomes: dict[str, dict[str, float]] = {}
+    unused: dict[str, int] = {}
+    if labels is not None:
+        known = read_outcomes(config, scores, labels)
+        outcomes, unused = _by_disease(known), known.unused
+        if not outcomes and not is_store(labels):  # of which it is not said that they are of these
+            reasons = "".join(f"\n  {said}" for said in told(unused, smallest))
+            raise DataError(
+                f"{labels}: no disease has {SMALLEST_GROUP} labels of either class among these "
+                f"scores{reasons}"
+            )
     drifts = [
         *_missing_rates(rule, now, then["training"]),
         *_distributions(rule, now, then),
@@ -128,7 +148,7 @@ def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitor
         *_performance(rule, outcomes, then["figures"]),
     ]
     summary = json.loads((scores / "summary.json").read_text())
-    return Monitored(summary, tuple(drifts), outcomes)
+    return Monitored(summary, tuple(drifts), outcomes, unused, smallest)
 
 
 def monitor_and_record(
@@ -263,64 +283,15 @@ def _performance(
             yield Drift(what, disease, then, now[name], by, limit, alarm)
 
 
-def _outcomes(config: Config, scores: Path, labels: Path) -> dict[str, dict[str, float]]:
-    """Of each disease with labels of both classes, how well its scores have foretold them."""
-    parts = sorted((scores / "scores").glob("*.parquet")) or [scores / "scores.parquet"]
-    files = ", ".join(literal(str(part)) for part in parts)
-    with duckdb.connect() as db:
-        joined = db.execute(
-            f"""SELECT scored.disease::VARCHAR AS disease, probability, label
-            FROM read_parquet([{files}]) AS scored JOIN ({_labels(db, config, labels)}) AS known
-            ON scored.subject_id::VARCHAR = known.subject_id::VARCHAR
-            AND scored.prediction_time = known.prediction_time::TIMESTAMP
-            AND scored.disease::VARCHAR = known.disease
-            WHERE label IS NOT NULL"""
-        ).fetchnumpy()
+def _by_disease(known: Outcomes) -> dict[str, dict[str, float]]:
+    """Judge how well the scores have foretold each disease that has labels of both classes."""
     found = {}
-    for disease in np.unique(joined["disease"]):
-        of_it = joined["disease"] == disease
-        y, p = joined["label"][of_it] == 1, joined["probability"][of_it]
+    for disease in np.unique(known.disease):
+        of_it = known.disease == disease
+        y, p = known.positive[of_it], known.probability[of_it]
         if min(y.sum(), (~y).sum()) >= SMALLEST_GROUP:
-            found[disease] = _judged(y, p)
-    if not found and not _is_store(labels):  # of which it is not said that they are of these rows
-        raise DataError(
-            f"{labels}: no disease has {SMALLEST_GROUP} labels of either class among these scores"
-        )
+            found[str(disease)] = _judged(y, p)
     return found
-
-
-def _is_store(path: Path) -> bool:
-    return (path / "manifest.json").is_file()
-
-
-def _labels(db: duckdb.DuckDBPyConnection, config: Config, labels: Path) -> str:
-    """SQL for subject_id, prediction_time, disease and label of a store or of a table."""
-    if _is_store(labels):
-        diseases = json.loads((labels / "manifest.json").read_text())["labels"]
-        parts = sorted((labels / "labels").glob("*.parquet")) or [labels / "labels.parquet"]
-        files = ", ".join(literal(str(part)) for part in parts)
-        return " UNION ALL ".join(
-            f"SELECT subject_id, prediction_time, {literal(disease)} AS disease, "
-            f"{identifier(disease)} AS label FROM read_parquet([{files}])"
-            for disease in diseases
-        )
-    read = "read_parquet" if labels.suffix == ".parquet" else "read_csv"
-    table = f"{read}({literal(str(labels))})"
-    try:
-        there = {name for name, *_ in db.execute(f"DESCRIBE FROM {table}").fetchall()}
-    except duckdb.Error:
-        raise DataError(f"{labels}: is no store, and no Parquet or CSV file") from None
-    lacking = [name for name in LABEL_COLUMNS if name not in there]
-    if lacking:
-        raise DataError(
-            f"{labels}: lacks {', '.join(lacking)}; give {', '.join(LABEL_COLUMNS)}, or a store"
-        )
-    if config.pseudonym_key is not None:
-        create_function(db, config.pseudonym_key)
-        whole = f"{as_subject('subject_id', 'BIGINT')}::VARCHAR"
-        made = f"pseudonym(coalesce({whole}, subject_id::VARCHAR)) AS subject_id"
-        table = f"(SELECT * REPLACE ({made}) FROM {table})"
-    return f"SELECT {', '.join(LABEL_COLUMNS)} FROM {table}"
 
 
 def _judged(y: NDArray[np.bool_], p: NDArray[np.float64]) -> dict[str, float]:

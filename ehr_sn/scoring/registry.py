@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,6 +44,7 @@ from ehr_sn.scoring.promote import Decision, decide
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 SHA256, PREVIOUS, ROLLED_BACK = "ehr_sn.sha256", "ehr_sn.previous_champion", "ehr_sn.rolled_back"
+NO_CHALLENGER = "it has no challenger; run `ehr-sn register CONFIG` first"
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the latter of an unknown alias
 
 
@@ -138,11 +139,7 @@ def load(
     """
     found = _find(_client(), config, disease, alias, known)
     if found is None:
-        hint = "register" if alias == CHALLENGER else "promote"
-        raise EhrSnError(
-            f"{model_name(config, disease)}: MLflow at {_place()} has no {alias}: run "
-            f"`ehr-sn {hint} CONFIG` first"
-        )
+        raise EhrSnError(_none_has(config, [disease], alias))
     return found
 
 
@@ -151,15 +148,44 @@ def load_champions(
     diseases: Sequence[str] = (),
     known: Mapping[str, Registered] = MappingProxyType({}),
 ) -> dict[str, Registered]:
-    """The champion of each disease of the configuration, or of those named.
+    """Load the champion of each disease that has one, of the configuration or of those named.
 
-    Those `known` are taken where they still are the champions. Raises EhrSnError as `load`, and
-    for a disease that the configuration lacks.
+    Champions in `known` are taken from there where they still are the champions.
+
+    Raises
+    ------
+    EhrSnError
+        No disease has a champion, or the configuration lacks one of the diseases; or as `load`.
     """
-    return {
-        disease: load(config, disease, CHAMPION, known.get(disease))
-        for disease in chosen(config, diseases)
+    client, wanted = _client(), chosen(config, diseases)
+    found = {
+        disease: _find(client, config, disease, CHAMPION, known.get(disease)) for disease in wanted
     }
+    champions = {disease: model for disease, model in found.items() if model is not None}
+    if not champions:
+        raise EhrSnError(_none_has(config, wanted, CHAMPION))
+    return champions
+
+
+def without_champion(
+    config: Config, diseases: Sequence[str], champions: Container[str]
+) -> list[str]:
+    """List the diseases of the configuration, or of those named, that are not in `champions`."""
+    return [disease for disease in chosen(config, diseases) if disease not in champions]
+
+
+def not_scored(lacking: Sequence[str], champions: Sized) -> str:
+    """Say which diseases have no champion, and what to do about it.
+
+    >>> not_scored(["gout"], ["diabetes", "asthma"]).partition(". ")[0]
+    '1 of 3 diseases has no champion and is not scored: gout'
+    """
+    verbs = ("has", "is") if len(lacking) == 1 else ("have", "are")
+    return (
+        f"{len(lacking)} of {len(champions) + len(lacking)} diseases {verbs[0]} no champion and "
+        f"{verbs[1]} not scored: {', '.join(lacking)}. Run `ehr-sn promote CONFIG`: it makes "
+        "challengers the champions, or says why it refuses them"
+    )
 
 
 def promote(
@@ -172,17 +198,36 @@ def promote(
     to the audit log, as failures are. A challenger that is the champion, or was rolled back, is
     refused unjudged: only the audit log says so.
 
+    A disease without a challenger is refused, and holds up no other.
+
     Raises
     ------
     EhrSnError
-        There is no challenger, or its store is gone; or MLflow cannot be reached.
+        No disease has a challenger, or a challenger's store is gone; or MLflow cannot be reached.
     """
+    wanted, log = chosen(config, diseases), audit.audit_path(config)
+    with audit.failures(log, "promote", diseases=wanted):
+        challenged = _with_challenger(config, wanted)
     decisions = {}
     audits: dict[Path, list[LeakAudit]] = {}
-    for disease in chosen(config, diseases):
-        with audit.failures(audit.audit_path(config), "promote", model=model_name(config, disease)):
+    for disease in wanted:
+        name = model_name(config, disease)
+        if disease not in challenged:
+            decisions[disease] = Decision([NO_CHALLENGER])
+            audit.append(log, "promote", outcome="refused", model=name, against=[NO_CHALLENGER])
+            continue
+        with audit.failures(log, "promote", model=name):
             decisions[disease] = _promote(config, disease, uncompared, audits)
     return decisions
+
+
+def _with_challenger(config: Config, diseases: Sequence[str]) -> list[str]:
+    client = _client()
+    with told():
+        found = [d for d in diseases if _version(client, model_name(config, d), CHALLENGER)]
+    if not found:
+        raise EhrSnError(_none_has(config, diseases, CHALLENGER))
+    return found
 
 
 def _promote(
@@ -272,7 +317,7 @@ def chosen(config: Config, diseases: Sequence[str]) -> list[str]:
     for disease in diseases:
         if disease not in config.labels:
             raise EhrSnError(f"no disease {disease!r}; {did_you_mean(disease, config.labels)}")
-    return list(diseases) or list(config.labels)
+    return list(dict.fromkeys(diseases)) or list(config.labels)
 
 
 def signature_of(package: Package) -> ModelSignature:
@@ -422,6 +467,13 @@ def _nothing_new(
 
 def _appoint(client: MlflowClient, name: str, version: int) -> None:
     client.set_registered_model_alias(name, CHAMPION, str(version))
+
+
+def _none_has(config: Config, diseases: Sequence[str], alias: str) -> str:
+    """Return the error where the model of none of these diseases has the alias."""
+    names = ", ".join(model_name(config, disease) for disease in diseases)
+    hint = "register" if alias == CHALLENGER else "promote"
+    return f"{names}: MLflow at {_place()} has no {alias}: run `ehr-sn {hint} CONFIG` first"
 
 
 @contextmanager

@@ -9,10 +9,10 @@
 - `scores.csv`, where it is asked for
 
 or folders of parts of the first two, where there are many rows. The fingerprint is a hash of the
-extract's content, of the models and of the moment `as_of`. The folder is made in a hidden one
-beside it and renamed when whole; what was killed goes on where it stopped, shard by shard, and
-what is there is not made again. Only `scored_at`, the moment of the first attempt, differs between
-two folders of the same fingerprint.
+extract's content, of the models, of the diseases that have none, and of the moment `as_of`. The
+folder is made in a hidden one beside it and renamed when whole; what was killed goes on where it
+stopped, shard by shard, and what is there is not made again. Only `scored_at`, the moment of the
+first attempt, differs between two folders of the same fingerprint.
 """
 
 import json
@@ -54,7 +54,13 @@ from ehr_sn.scoring import audit
 from ehr_sn.scoring.extract import Extract, open_extract, require_enough, without_labels
 from ehr_sn.scoring.package import Package, Scores, score_many
 from ehr_sn.scoring.profile import PROFILE, Profile, expected
-from ehr_sn.scoring.registry import Registered, chosen, load_champions
+from ehr_sn.scoring.registry import (
+    Registered,
+    chosen,
+    load_champions,
+    not_scored,
+    without_champion,
+)
 from ehr_sn.scoring.registry import told as registry_faults
 
 FORMAT = 1  # raised whenever the same extract and models would give other files
@@ -73,6 +79,7 @@ def score(
     as_of: datetime | None = None,
     with_csv: bool = False,
     shard_rows: int | None = None,
+    lacking: Sequence[str] = (),
 ) -> tuple[Path, bool]:
     """Score the rows of an extract with each of the models; returns the folder, and if it is new.
 
@@ -85,6 +92,7 @@ def score(
     as_of : in UTC, the moment at which the extract was taken: rows whose prediction time lies later
         are set aside, since not all that is known by then can be in the extract
     shard_rows : rows of all tables together that are read into memory at a time
+    lacking : diseases that were to be scored, too, and have no model: the summary names them
 
     Raises
     ------
@@ -104,7 +112,10 @@ def score(
     with disk_errors(output, ELSEWHERE), fetched(extract.config, output) as reading:
         extract = replace(extract, config=reading)
         sources = {name: one.sha256 for name, one in describe_sources(reading).items()}
-        job = _Job(config, extract, tuple(models), as_of, sources, _changes(training, config))
+        warnings = _changes(training, config)
+        if lacking:
+            warnings = (not_scored(lacking, models), *warnings)
+        job = _Job(config, extract, tuple(models), tuple(lacking), as_of, sources, warnings)
         folder = output / job.fingerprint
         is_new = not folder.exists()
         if is_new:
@@ -124,20 +135,22 @@ def score_with_champions(
 ) -> tuple[Path, bool]:
     """As `score`, with the champions of these diseases (of all, by default), and on record.
 
-    A folder that is new is told to MLflow, and every scoring, or failure to, to the audit log.
+    A disease without a champion holds up no other: the summary names it. A folder that is new is
+    told to MLflow, and every scoring, or failure to, to the audit log.
 
     Raises
     ------
     EhrSnError
-        A disease has no champion, or MLflow cannot be reached; or as `score`.
+        No disease has a champion, or MLflow cannot be reached; or as `score`.
     """
     started = perf_counter()
     log = audit.audit_path(config)
     with audit.failures(log, "score", diseases=chosen(config, diseases)):
-        models = list(load_champions(config, diseases).values())
+        champions = load_champions(config, diseases)
+    models, lacking = list(champions.values()), without_champion(config, diseases, champions)
     versions = {model.package.disease: model.version for model in models}
     with audit.failures(log, "score", models=versions):
-        folder, is_new = score(config, models, output, source, as_of, with_csv)
+        folder, is_new = score(config, models, output, source, as_of, with_csv, lacking=lacking)
         told = summary(folder)
         if is_new:
             with registry_faults():
@@ -149,6 +162,7 @@ def score_with_champions(
         fingerprint=folder.name,
         sources=told["sources"],
         models=versions,
+        without_champion=lacking,
         rows=told["rows"],
     )
     return folder, is_new
@@ -184,6 +198,7 @@ class _Job:
     config: Config
     extract: Extract
     registered: tuple[Registered, ...]
+    lacking: tuple[str, ...]
     as_of: datetime | None
     sources: dict[str, str]
     warnings: tuple[str, ...]
@@ -208,7 +223,8 @@ class _Job:
         as_of = self.as_of and self.as_of.isoformat()
         of_models = {name for package in self.packages for name in package.about["versions"]}
         versions = {name: version(name) for name in of_models | {"duckdb"}}
-        return digest([FORMAT, versions, self.sources, self.models, as_of])
+        content = [FORMAT, versions, self.sources, self.models, as_of]
+        return digest([*content, self.lacking] if self.lacking else content)
 
 
 def _training(config: Config, packages: Sequence[Package]) -> Config:
@@ -476,6 +492,7 @@ def _summary(job: _Job, moment: datetime, work: Work) -> dict[str, Any]:
         "features": len(features),
         "observed_rate": round(sum(observed) / max(rows * len(features), 1), 6),
         "models": job.models,
+        "without_champion": job.lacking,
         "absent_features": absent,
         "warnings": [*job.warnings, *(requirement.fault for requirement in unmet)],
         "cohort": cohort,

@@ -9,14 +9,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from flows.monitor import monitor
+from flows.pipeline import pipeline
+from flows.register import register
 from flows.retrain import retrain
+from flows.score import score
 
+import numpy as np
 import pandas as pd
 import pytest
+from mlflow.tracking import MlflowClient
 from simulated_clinic import simulate
 from typer.testing import CliRunner
 
-from ehr_sn import cli
+from ehr_sn import cli, tracking
 from ehr_sn.config import load_config
 from ehr_sn.scoring import audit
 from ehr_sn.scoring.registry import load_champions
@@ -104,3 +110,23 @@ def test_a_day_in_the_life(small_clinic: Path, monkeypatch: pytest.MonkeyPatch) 
     kinds = [json.loads(line)["what"] for line in lines]
     assert kinds.count("rollback") == len(promoted)
     assert "score" in kinds
+
+
+def test_the_flows_log_who_has_no_champion_and_which_labels_are_of_no_use(
+    small_clinic: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline(str(small_clinic))
+    register(str(small_clinic))
+    client = MlflowClient(tracking.tracking_uri(), tracking.tracking_uri())
+    client.set_registered_model_alias("ehr_sn.clinic.diabetes", "champion", "1")
+    folder, is_new = score(str(small_clinic))
+    assert is_new
+    assert "1 of 2 diseases has no champion and is not scored: hypertension" in caplog.text
+
+    scores = pd.read_parquet(Path(folder) / "scores.parquet")
+    label = np.random.default_rng(0).random(len(scores)) < scores["probability"]
+    table = scores[["subject_id", "prediction_time", "disease"]].assign(label=label * 1)
+    table.loc[:2, "label"] = 7
+    table.to_parquet("labels.parquet")
+    monitor(str(small_clinic), folder, "labels.parquet")
+    assert "labels: < 11 rows not used: label is none of 1, 0, true, false" in caplog.text

@@ -1,5 +1,6 @@
 """The online service: what it computes, what it refuses, and what it never says."""
 
+import socket
 from collections import Counter
 from collections.abc import Callable
 from time import sleep
@@ -7,15 +8,18 @@ from time import sleep
 import numpy as np
 import pytest
 import schemathesis
+import uvicorn
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
+from mlflow.tracking import MlflowClient
 from schemathesis import GenerationMode
 
+from ehr_sn import tracking
 from ehr_sn.errors import EhrSnError
 from ehr_sn.scoring import api
 from ehr_sn.scoring.api import create_app, serve
 from ehr_sn.scoring.package import read_package, write_package
-from ehr_sn.scoring.registry import Registered, example_of
+from ehr_sn.scoring.registry import Registered, example_of, register
 
 SECRET = "a token of some length"
 
@@ -171,6 +175,41 @@ def test_it_does_not_start_where_others_could_reach_it_without_a_token(clinic, m
     monkeypatch.setenv(api.TOKEN, "short")
     with pytest.raises(EhrSnError, match="too easily guessed"):
         serve(clinic.config, "127.0.0.1", 0)
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded(clinic, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # which would take its time
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(EhrSnError, match=rf"port {port} is in use .* another with --port"):
+            serve(clinic.config, "127.0.0.1", port)
+
+
+def test_it_serves_who_has_a_champion_and_says_who_has_none(clinic, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    register(clinic.config, clinic.store, clinic.comparison(), ["diabetes"])
+    client = MlflowClient(tracking.tracking_uri(), tracking.tracking_uri())
+    client.set_registered_model_alias("ehr_sn.clinic.diabetes", "champion", "1")
+    apps, said = [], []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **_: apps.append(app))
+    serve(clinic.config, "127.0.0.1", 0, say=said.append)
+    (answer,) = TestClient(apps[0]).post("/score", json={"rows": [{}]}).json()["rows"]
+    assert list(answer) == ["diabetes"]
+    assert ["1 of 2 diseases has no champion" in line for line in said] == [True]
+
+
+def test_a_first_champion_takes_hold_and_one_that_is_gone_stays_in_use(
+    champions, monkeypatch
+) -> None:
+    monkeypatch.setattr(api, "REFRESH", 0.05)
+    one, both = {"diabetes": champions["diabetes"]}, dict(champions)
+    found = [both]
+    with TestClient(create_app(one, refresh=lambda _: found[0])) as client:
+        wait_until(lambda: len(client.get("/models").json()) == 2)
+        found[0] = one
+        wait_until(lambda: client.get("/health").json()["status"] == "stale")
+        assert len(client.get("/models").json()) == 2
 
 
 def test_models_and_metrics_tell_of_what_is_in_use(client, champions) -> None:

@@ -107,6 +107,36 @@ def test_once_outcomes_are_known_discrimination_and_calibration_are_judged(
         monitor(clinic.config, folder, tmp_path / "labels.csv")
 
 
+def test_labels_that_cannot_be_used_are_counted_and_said_with_no_small_count_on_the_page(
+    clinic, scored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = scored()
+    scores = pd.read_parquet(folder / "scores.parquet").astype({"disease": str})
+    table = scores[["subject_id", "prediction_time", "disease"]].astype({"prediction_time": str})
+    table["label"] = (np.random.default_rng(0).random(len(table)) < scores["probability"]) * 1
+    table.loc[:19, "prediction_time"] = "01/01/20"
+    table.loc[20:22, "label"] = 7
+    table.to_csv("labels.csv", index=False)
+    command = ["monitor", str(clinic.folder / "clinic.yaml"), "--scores", str(folder)]
+    done = CliRunner().invoke(cli.app, [*command, "--labels", "labels.csv"])
+    assert done.exit_code == 0, done.output
+    assert "labels: 20 rows not used: prediction_time is not ISO 8601" in done.stderr
+    assert "labels: 3 rows not used: label is none of 1, 0, true" in done.stderr
+    page = Path("reports/clinic/monitoring.html").read_text()
+    assert "labels: 20 rows not used" in page
+    assert "labels: &lt; 11 rows not used: label is none of" in page
+    told = json.loads(Path("reports/clinic/monitoring.json").read_text())
+    assert len(told["warnings"]) == 2
+    assert "3 rows" not in "".join(told["warnings"])
+
+    table.assign(prediction_time="01/01/20").to_csv("labels.csv", index=False)
+    with pytest.raises(DataError, match="no disease has 11 labels") as error:
+        monitor(clinic.config, folder, Path("labels.csv"))
+    assert f"\n  labels: {len(table):,} rows not used: prediction_time is not" in str(error.value)
+
+
 def test_shards_add_up_to_the_whole(clinic, models, write_tables, tmp_path: Path) -> None:
     write_tables(tmp_path, 600, seed=5)
     whole, _ = score(clinic.config, models, tmp_path / "a", tmp_path)

@@ -62,6 +62,9 @@ def test_a_model_is_loaded_back_as_it_was_registered(clinic, registered) -> None
     assert (found.name, found.version) == ("ehr_sn.clinic.diabetes", 1)
     with pytest.raises(EhrSnError, match="has no champion: run `ehr-sn promote CONFIG` first"):
         load(clinic.config, "diabetes")
+    none = r"clinic\.diabetes, ehr_sn\.clinic\.hypertension: MLflow at .* has no champion: run"
+    with pytest.raises(EhrSnError, match=none):
+        load_champions(clinic.config)
     with pytest.raises(EhrSnError, match="did you mean 'diabetes'"):
         load_champions(clinic.config, ["diabets"])
 
@@ -158,6 +161,30 @@ def test_promotion_writes_its_figures_and_rollback_undoes_it(
     assert lines[4]["store"] == clinic.store.fingerprint
     assert lines[4]["rows"] == champion.package.about["figures"]["n"]
     assert audit.verify(log) == (before + 7, lines[6]["sha256"])
+
+
+def test_a_disease_without_a_challenger_holds_up_no_other(
+    clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = clinic.config.model_copy(update={"promotion": Promotion(margin=0.1)})
+    with pytest.raises(EhrSnError, match="has no challenger: run `ehr-sn register CONFIG` first"):
+        promote(config)
+    register(config, clinic.store, clinic.comparison(), ["hypertension"])
+    decisions = promote(config)
+    assert list(decisions) == ["diabetes", "hypertension"]
+    assert decisions["hypertension"].promoted
+    told = decisions["diabetes"].told("diabetes")
+    assert told == "diabetes: refused. it has no challenger; run `ehr-sn register CONFIG` first"
+    assert list(load_champions(config)) == ["hypertension"]
+    lines = audit.audit_path(config).read_text().splitlines()[-3:]
+    told_of = [(line["outcome"], line.get("model")) for line in map(json.loads, lines)]
+    assert told_of == [
+        ("failed", None),
+        ("refused", "ehr_sn.clinic.diabetes"),
+        ("promoted", "ehr_sn.clinic.hypertension"),
+    ]
 
 
 def test_an_altered_file_in_the_registry_is_refused(clinic, registered, mlflow_here) -> None:

@@ -1,5 +1,6 @@
 """Scoring an extract: who is scored, from what, into which files, and what is refused."""
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
-from ehr_sn import tracking
+from ehr_sn import cli, tracking
 from ehr_sn.config import Config, load_config
 from ehr_sn.errors import DataError, EhrSnError
 from ehr_sn.ingest.store import Store, ingest
@@ -441,3 +443,48 @@ def test_champions_score_and_it_is_on_record(clinic, service, extract, tmp_path)
     assert run.data.metrics["rows"] == 50
     assert run.data.params["version_diabetes"] == "1"
     assert audit.verify(audit.audit_path(clinic.config))[0] == lines + 2
+
+
+def test_a_disease_without_a_champion_is_named_and_the_others_are_scored(
+    clinic, service, extract, tmp_path
+):
+    register(clinic.config, clinic.store, clinic.comparison())
+    service.set_registered_model_alias("ehr_sn.clinic.hypertension", "champion", "1")
+    folder, is_new = score_with_champions(clinic.config, tmp_path / "out", str(extract))
+    assert is_new
+    assert set(scores_of(folder)["disease"]) == {"hypertension"}
+    told = summary(folder)
+    assert list(told["models"]) == ["hypertension"]
+    assert told["without_champion"] == ["diabetes"]
+    (warning,) = told["warnings"]
+    assert "1 of 2 diseases has no champion and is not scored: diabetes. Run `ehr-sn" in warning
+    log = audit.audit_path(clinic.config).read_text().splitlines()
+    assert json.loads(log[-1])["without_champion"] == ["diabetes"]
+
+    again = score_with_champions(clinic.config, tmp_path / "out", str(extract))
+    assert again == (folder, False)
+    only = ["hypertension"]
+    asked, _ = score_with_champions(clinic.config, tmp_path / "out", str(extract), only)
+    assert summary(asked)["warnings"] == []  # nobody asked for the other
+    pd.testing.assert_frame_equal(by_row(asked), by_row(folder), check_exact=True)
+
+
+def test_the_command_says_who_has_no_champion_and_prints_the_folder_alone(
+    clinic, service, extract, tmp_path
+):
+    register(clinic.config, clinic.store, clinic.comparison())
+    service.set_registered_model_alias("ehr_sn.clinic.hypertension", "champion", "1")
+    command = ["score", str(clinic.folder / "clinic.yaml"), "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli.app, [*command, "--input", str(extract)])
+    assert done.exit_code == 0, done.output
+    assert (Path(done.stdout.strip()) / "summary.json").exists()
+    assert "1 of 2 diseases has no champion and is not scored: diabetes" in done.stderr
+    assert "50 rows, 1 disease;" in done.stderr
+
+
+def test_a_table_that_is_empty_is_told_without_empty_parentheses(run, extract):
+    change(extract / "people.csv", lambda people: people.head(2))
+    change(extract / "labs.csv", lambda labs: labs.head(0))
+    warnings = summary(run(extract))["warnings"]
+    assert any(said.endswith("no row of table labs is usable") for said in warnings)
+    assert "()" not in str(warnings)

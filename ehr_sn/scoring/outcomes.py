@@ -1,0 +1,244 @@
+"""Scores + labels that have become known → probability and label of each row that has both.
+
+A table of labels is somebody else's file: what a row means is never guessed. A row that cannot be
+used is set aside, and counted by its reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import json
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+
+from ehr_sn.config import Config
+from ehr_sn.errors import DataError
+from ehr_sn.evaluate.small_cells import is_small
+from ehr_sn.ingest.cells import as_subject
+from ehr_sn.ingest.pseudonyms import create_function
+from ehr_sn.ingest.sql import identifier, is_integer, literal, literals, typed_columns
+from ehr_sn.ingest.tables import connect
+from ehr_sn.ingest.times import moment_of_text
+
+COLUMNS = ("subject_id", "prediction_time", "disease", "label")
+NOBODY = ("", "NA", "NULL", r"\N")  # written where a table has no subject
+
+NO_SUBJECT = "no subject_id"
+NO_TIME = "no prediction_time"
+NO_MOMENT = "prediction_time is not ISO 8601, such as 2026-11-22 or 2026-11-22T03:00+01:00"
+NO_LABEL = "label is none of 1, 0, true, false and empty"
+OTHER_DISEASE = "disease was not scored"
+OTHER_SUBJECT = "subject was not scored"
+OTHER_TIME = "subject was not scored at this prediction_time"
+CONTRADICTED = "another row of the same subject, time and disease has a different label"
+REPEATED = "repeats an earlier row"
+
+_DELIMITERS = (",", ";", "\t", "|")
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Scored rows whose label is known. `unused`: rows of the table that were set aside, by reason.
+
+    Of a store, `unused` is empty: it may well hold more subjects than were scored.
+    """
+
+    disease: NDArray[np.object_]
+    probability: NDArray[np.float64]
+    positive: NDArray[np.bool_]
+    unused: dict[str, int] = field(default_factory=dict)
+
+
+def read_outcomes(config: Config, scores: Path, labels: Path) -> Outcomes:
+    """Join a folder of scores with a store, or with a table of labels.
+
+    Raises
+    ------
+    DataError
+        The labels are neither, or the table lacks a column.
+    """
+    parts = sorted((scores / "scores").glob("*.parquet")) or [scores / "scores.parquet"]
+    with tempfile.TemporaryDirectory(prefix="ehr-sn-") as spill, connect(Path(spill)) as db:
+        db.execute(
+            f"""CREATE VIEW scored AS SELECT subject_id, prediction_time,
+                disease::VARCHAR AS disease, probability FROM {_parquet(parts)}"""
+        )
+        if is_store(labels):
+            return _joined(db, _of_store(labels), "subject_id::VARCHAR", "prediction_time")
+        timed = config.cohort.prediction_time is not None
+        _read(db, labels, timed)
+        _judge(db, config, timed)
+        usable = "SELECT subject, time, disease, label FROM judged WHERE reason IS NULL"
+        found = _joined(db, usable, "subject_id", "prediction_time" if timed else "NULL")
+        counted = db.execute(
+            """SELECT reason, count(*) FROM judged WHERE reason IS NOT NULL
+            GROUP BY 1 ORDER BY 2 DESC, 1"""
+        ).fetchall()
+    return Outcomes(found.disease, found.probability, found.positive, dict(counted))
+
+
+def is_store(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
+
+
+def told(unused: Mapping[str, int], smallest: int = 0) -> list[str]:
+    """Say how many rows of a table of labels were not used, and why; no count below `smallest`.
+
+    >>> told({"no prediction_time": 2000, "no subject_id": 1})
+    ['labels: 2,000 rows not used: no prediction_time', 'labels: 1 row not used: no subject_id']
+    >>> told({"no subject_id": 4}, smallest=11)
+    ['labels: < 11 rows not used: no subject_id']
+    """
+    said = []
+    for reason, count in unused.items():
+        if is_small(count, smallest):
+            rows = f"< {smallest} rows"
+        else:
+            rows = "1 row" if count == 1 else f"{count:,} rows"
+        said.append(f"labels: {rows} not used: {reason}")
+    return said
+
+
+def _joined(db: duckdb.DuckDBPyConnection, known: str, subject: str, time: str) -> Outcomes:
+    """Join the scores with the SQL of known labels: subject, time, disease and label."""
+    joined = db.execute(
+        f"""SELECT scored.disease, probability, label = 1 AS positive
+        FROM scored JOIN ({known}) AS known ON known.subject = scored.{subject}
+            AND known.time IS NOT DISTINCT FROM {time} AND known.disease = scored.disease
+        WHERE label IS NOT NULL"""
+    ).fetchnumpy()
+    return Outcomes(joined["disease"], joined["probability"], joined["positive"].astype(bool))
+
+
+def _of_store(labels: Path) -> str:
+    diseases = json.loads((labels / "manifest.json").read_text())["labels"]
+    parts = sorted((labels / "labels").glob("*.parquet")) or [labels / "labels.parquet"]
+    return " UNION ALL ".join(
+        f"SELECT subject_id::VARCHAR AS subject, prediction_time AS time, "
+        f"{literal(disease)} AS disease, {identifier(disease)} AS label FROM {_parquet(parts)}"
+        for disease in diseases
+    )
+
+
+def _parquet(files: Sequence[Path]) -> str:
+    return f"read_parquet([{literals(tuple(glob.escape(str(file)) for file in files))}])"
+
+
+# -- a table of labels -----------------------------------------------------------------------------
+
+
+def _read(db: duckdb.DuckDBPyConnection, labels: Path, timed: bool) -> None:
+    """Make the table `given`: row, id, time (a moment), time_given, disease, label, label_given."""
+    try:
+        relation, columns = _opened(db, labels)
+        wanted = [name for name in COLUMNS if timed or name != "prediction_time"]
+        lacking = [name for name in wanted if name not in columns]
+        if lacking:
+            raise DataError(
+                f"{labels}: lacks {', '.join(lacking)}; give {', '.join(wanted)}, or a store"
+            )
+        id_, time, disease, label = (columns.get(name, ("NULL", "")) for name in COLUMNS)
+        moment = {"VARCHAR": moment_of_text(time[0]), "TIMESTAMP": time[0]}.get(time[1], "NULL")
+        text = f"lower(({label[0]})::VARCHAR)"
+        db.execute(
+            f"""CREATE TABLE given AS SELECT row_number() OVER () AS row,
+                CASE WHEN ({id_[0]})::VARCHAR NOT IN ({literals(NOBODY)})
+                    THEN ({id_[0]})::VARCHAR END AS id,
+                CASE WHEN {timed} AND isfinite(({moment})::TIMESTAMP) THEN {moment} END AS time,
+                ({time[0]}) IS NOT NULL AS time_given,
+                ({disease[0]})::VARCHAR AS disease,
+                CASE WHEN regexp_full_match({text}, '1(\\.0+)?|true') THEN 1
+                    WHEN regexp_full_match({text}, '0(\\.0+)?|false') THEN 0 END AS label,
+                {text} IS NOT NULL AS label_given
+            FROM {relation}"""
+        )
+    except duckdb.OutOfMemoryException:
+        raise
+    except (duckdb.Error, OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error):
+        # What they say may quote a row.
+        raise DataError(
+            f"{labels}: is no store, and no whole Parquet file or CSV file in UTF-8, each of whose "
+            "rows has as many cells as its header"
+        ) from None
+
+
+def _opened(db: duckdb.DuckDBPyConnection, labels: Path) -> tuple[str, dict[str, tuple[str, str]]]:
+    """Return a file as a relation, and each column's SQL and type; of a CSV file all is text."""
+    file = literal(glob.escape(str(labels)))
+    if labels.suffix.lower() == ".parquet":
+        relation = f"read_parquet({file}, hive_partitioning = false)"
+        return relation, {name: (sql, kind) for name, sql, kind in typed_columns(db, relation)}
+    opened = gzip.open if labels.suffix.lower() == ".gz" else open
+    with opened(labels, "rt", encoding="utf-8-sig", newline="") as lines:
+        line = lines.readline()
+    headers = {
+        sign: [name.strip() for name in next(csv.reader([line], delimiter=sign, strict=True), [])]
+        for sign in _DELIMITERS
+    }
+    delimiter = max(headers, key=lambda sign: len({*COLUMNS} & {*headers[sign]}))
+    header = headers[delimiter]
+    for name in COLUMNS:
+        if header.count(name) > 1:
+            raise DataError(f"{labels}: has {header.count(name)} columns {name}: leave one of them")
+    types = {f"c{i}": "VARCHAR" for i in range(len(header))}
+    relation = (
+        f"read_csv({file}, auto_detect = false, columns = {types}, header = true, "
+        f"delim = {literal(delimiter)}, quote = '\"', escape = '\"')"
+    )
+    return relation, {name: (f"nullif(trim(c{i}), '')", "VARCHAR") for i, name in enumerate(header)}
+
+
+def _judge(db: duckdb.DuckDBPyConnection, config: Config, timed: bool) -> None:
+    """Make the table `judged`: subject, time, disease and label of each row, or a reason."""
+    no_moment = f"""WHEN NOT time_given THEN {literal(NO_TIME)}
+        WHEN time IS NULL THEN {literal(NO_MOMENT)}"""
+    other_time = f"WHEN moment.prediction_time IS NULL THEN {literal(OTHER_TIME)}"
+    db.execute(
+        f"""CREATE TABLE judged AS
+        WITH read AS (SELECT *, {_subject(db, config)} AS subject FROM given),
+        judged AS (
+            SELECT row, subject, time, disease, label, CASE
+                WHEN id IS NULL THEN {literal(NO_SUBJECT)}
+                {no_moment if timed else ""}
+                WHEN label_given AND label IS NULL THEN {literal(NO_LABEL)}
+                WHEN scored_disease IS NULL THEN {literal(OTHER_DISEASE)}
+                WHEN person.subject_id IS NULL THEN {literal(OTHER_SUBJECT)}
+                {other_time if timed else ""} END AS reason
+            FROM read
+            LEFT JOIN (SELECT DISTINCT disease AS scored_disease FROM scored)
+                ON disease = scored_disease
+            LEFT JOIN (SELECT DISTINCT subject_id FROM scored) AS person
+                ON subject = person.subject_id
+            LEFT JOIN (SELECT DISTINCT subject_id, prediction_time FROM scored) AS moment
+                ON {timed} AND subject = moment.subject_id AND time = moment.prediction_time)
+        SELECT subject, time, disease, label, CASE
+            WHEN reason IS NOT NULL OR label IS NULL THEN reason
+            WHEN min(label) OVER same <> max(label) OVER same THEN {literal(CONTRADICTED)}
+            WHEN row_number() OVER (same ORDER BY row) > 1 THEN {literal(REPEATED)} END AS reason
+        FROM judged
+        WINDOW same AS (PARTITION BY subject, time, disease, reason, label IS NULL)"""
+    )
+
+
+def _subject(db: duckdb.DuckDBPyConnection, config: Config) -> str:
+    """SQL for a row's subject as the scores have it."""
+    whole = as_subject("id", "BIGINT")
+    if config.pseudonym_key is None:
+        ((_, kind, *_),) = db.execute("DESCRIBE SELECT subject_id FROM scored").fetchall()
+        return whole if is_integer(kind) else "id"
+    create_function(db, config.pseudonym_key)
+    # Pseudonyms do not tell if ids were compared as text: an id that only a text can be tells it.
+    ((as_text,),) = db.execute(
+        f"""SELECT count(*) FROM given WHERE id IS DISTINCT FROM ({whole})::VARCHAR
+        AND pseudonym(id) IN (SELECT subject_id::VARCHAR FROM scored)"""
+    ).fetchall()
+    return f"pseudonym({'id' if as_text else f'({whole})::VARCHAR'})"
