@@ -427,11 +427,16 @@ class Cohort(StrictModel):
     `join` names tables of one row a subject, found by the same column `subject_id`: their columns
     are used like the cohort's own. `where` is a condition over all these columns: only rows for
     which it is true, and which keep the rules of `eligibility`, are predicted for. Of a subject's
-    rows that are left, `take` every one, the first or the last.
+    rows that are left, `take` every one, the first or the last: by the prediction time and, where
+    that does not tell rows apart, by the column `order_by`.
+
+    `subject_id: row`, in a table without such a column and without events, takes each row for a
+    subject of its own.
     """
 
     table: str
     subject_id: str
+    order_by: str | None = Field(None, exclude_if=_unset)
     join: Annotated[tuple[str, ...], Distinct] = ()
     where: Condition | None = None
     prediction_time: Moment | None = None
@@ -1151,6 +1156,10 @@ class Config(StrictModel):
         for key, table in self._table_references():
             if table not in self.tables:
                 raise ValueError(f"{key}: no table {table!r}; {did_you_mean(table, self.tables)}")
+        if self.cohort.order_by is not None and self.cohort.take == "every":
+            raise ValueError(
+                "cohort.order_by: tells which row of a subject to take: set `take`, too"
+            )
         if self.cohort.table in self.cohort.join:
             raise ValueError("cohort.join: names cohort.table, which is joined with itself already")
         for name, entry in self.tables.items():

@@ -221,6 +221,8 @@ def _named(config: Config) -> Iterator[tuple[str, str | None, str, bool]]:
         column = getattr(cohort, key)
         if isinstance(column, str):
             yield f"cohort.{key}", cohort.table, column, True
+    if cohort.order_by is not None:
+        yield "cohort.order_by", cohort.table, cohort.order_by, True
     for key, column in config.times.items():
         yield key, None, column, key.startswith("cohort.")
     for i, table in enumerate(cohort.join):

@@ -11,6 +11,7 @@ from ehr_sn.config import Config, Without
 from ehr_sn.ingest.events import recorded
 from ehr_sn.ingest.requirements import Requirement, require
 from ehr_sn.ingest.sql import days, identifier
+from ehr_sn.ingest.times import years_later
 
 Attrition = list[dict[str, Any]]
 
@@ -58,7 +59,7 @@ def stage_eligible(
     if config.cohort.take != "every":
         order = "DESC" if config.cohort.take == "last" else "ASC"
         taken = f"""QUALIFY row_number() OVER (
-            PARTITION BY subject_id ORDER BY prediction_time {order}) = 1"""
+            PARTITION BY subject_id ORDER BY prediction_time {order}, place {order}) = 1"""
         before, subjects = attrition[-1]["rows"], attrition[-1]["subjects"]
         attrition = [*attrition, entry("take", subjects, subjects, before - subjects)]
     order, by_row = (
@@ -97,10 +98,12 @@ def _rules(db: duckdb.DuckDBPyConnection, config: Config, row_id: str) -> dict[s
         rules["where"] = identifier("fulfils where")
     if eligibility.age is not None:
         born, bounds = identifier("time of cohort.eligibility.age.born"), []
+        zone = config.clock.time_zone
         if eligibility.age.at_least is not None:
-            bounds.append(f"{born} + to_years({eligibility.age.at_least}) <= prediction_time")
+            birthday = years_later(born, eligibility.age.at_least, zone)
+            bounds.append(f"{birthday} <= prediction_time")
         if eligibility.age.below is not None:
-            bounds.append(f"{born} + to_years({eligibility.age.below}) > prediction_time")
+            bounds.append(f"{years_later(born, eligibility.age.below, zone)} > prediction_time")
         # Of who is born later no age is known.
         rules["eligibility.age"] = (
             f"CASE WHEN {born} <= prediction_time THEN {' AND '.join(bounds)} END"

@@ -38,7 +38,7 @@ from ehr_sn.ingest.expressions import Expression
 from ehr_sn.ingest.notices import count, notice
 from ehr_sn.ingest.sql import identifier, literal, number, source
 from ehr_sn.ingest.tables import IDENTITY
-from ehr_sn.ingest.times import NO_TIME, as_time
+from ehr_sn.ingest.times import as_time, day_of, why_no_time
 
 MERGED = "another code of an earlier row"
 HASHES_AT_ONCE = 2**25  # eight bytes each, beside what DuckDB holds
@@ -82,7 +82,7 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
         """CREATE VIEW events AS SELECT source, subject_id, time, code, numeric_value
         FROM event_rows JOIN event_codes USING (code_id)"""
     )
-    _notice_impossible_times(db)
+    _notice_impossible_times(db, config)
     return rows
 
 
@@ -144,7 +144,7 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
                 WHEN NOT subject_given THEN 'no subject_id'
                 WHEN subject_id IS NULL THEN 'subject is not in the cohort'
                 WHEN NOT time_given THEN 'no time'
-                WHEN time IS NULL THEN 'time {NO_TIME}'
+                WHEN time IS NULL THEN {why_no_time("time", identifier("given time"))}
                 WHEN code_id IS NULL THEN 'no code'
             END AS reason,
             {value_reason} AS value_reason, row_id
@@ -154,7 +154,8 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
                     {row_id}::UBIGINT AS row_id,
                     {is_given_subject(events.subject_id, types)} AS subject_given,
                     {as_time(events.time, config.clock_of(events), types)} AS time,
-                    {is_given(events.time)} AS time_given, _code_id AS code_id
+                    {is_given(events.time)} AS time_given,
+                    {identifier(events.time)} AS "given time", _code_id AS code_id
                 FROM {_counted_in(events)}
                 LEFT JOIN (SELECT DISTINCT subject_id AS _subject FROM cohort)
                     ON _subject = {as_subject(events.subject_id, subject_type, types)}
@@ -315,11 +316,14 @@ def _conversions(conversions: dict[str, Conversion]) -> str:
     )
 
 
-def _notice_impossible_times(db: duckdb.DuckDBPyConnection) -> None:
+def _notice_impossible_times(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     """Events on a day before the subject's birth, or after its follow-up has ended."""
+    day, birth, end = (
+        day_of(time, config.clock.time_zone) for time in ("time", "born", "followed_to")
+    )
     found = db.execute(
-        """SELECT source, count(*), count(*) FILTER (time::DATE < born::DATE),
-            count(*) FILTER (time::DATE > followed_to::DATE)
+        f"""SELECT source, count(*), count(*) FILTER ({day} < {birth}),
+            count(*) FILTER ({day} > {end})
         FROM event_rows JOIN lifetimes USING (subject_id) GROUP BY 1 ORDER BY 1"""
     ).fetchall()
     for table, events, unborn, beyond in found:

@@ -37,6 +37,9 @@ def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> No
     _create(
         db, "_to_timestamp", dict.fromkeys(_TYPES, "moment(x)::TIMESTAMP") | {"x TIMESTAMP": "x"}
     )
+    # DuckDB's own cast of a TIMESTAMPTZ gives none.
+    of_day = dict.fromkeys(("x VARCHAR", "x TIME", "x TIMESTAMP"), "TRY_CAST(x AS TIME)")
+    _create(db, "_to_time", of_day | {"x TIMESTAMPTZ": "TRY_CAST(x::TIMESTAMP AS TIME)"})
     _create(db, "_to_date", dict.fromkeys(_TYPES, "moment(x)::DATE") | {"x DATE": "x"})
     _create(
         db,
@@ -69,7 +72,10 @@ def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> No
     )
     for name, decimal in (("_number", "."), ("_comma_number", ",")):
         plain = f"CASE WHEN {is_plain_number('x', decimal)} THEN x END"
-        _create(db, name, {"x VARCHAR": plain, "x": "x"})
+        # TRY_CAST would give NULL in every row.
+        no_number = f"CASE WHEN x IS NOT NULL THEN error({literal('a time is no number')}) END"
+        times = dict.fromkeys(_TYPES[1:], f"{no_number}::BIGINT")
+        _create(db, name, {"x VARCHAR": plain, **times, "x": "x"})
     parsed = "try_strptime(x, f)"
     dated = f"CASE WHEN year({parsed}) >= {YEAR_OF_FOUR_DIGITS} THEN {parsed} END"
     _create(db, "_strptime", {"x, f": dated})

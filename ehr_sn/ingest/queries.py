@@ -17,7 +17,7 @@ from ehr_sn.ingest.sql import is_number
 
 _TABLE_FUNCTIONS = ("generate_series", "range", "unnest")  # the others read files or DuckDB itself
 _TIME_CASTS = {"DATE": "_to_date", "TIMESTAMP": "_to_timestamp", "DATETIME": "_to_timestamp"}
-_TIME_CASTS |= {"TIMESTAMPTZ": "moment", "TIMESTAMP WITH TIME ZONE": "moment"}
+_TIME_CASTS |= {"TIMESTAMPTZ": "moment", "TIMESTAMP WITH TIME ZONE": "moment", "TIME": "_to_time"}
 _MAY_FAIL = ("make_date", "make_timestamp", "make_timestamptz", "make_time")
 _PARSERS = ("strptime", "try_strptime")
 _CLOCKS = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")

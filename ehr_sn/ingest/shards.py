@@ -279,7 +279,7 @@ def _plan(config: Config, tables: list[OpenedTable], shard_rows: int) -> dict[st
 def subject_type(config: Config, cohort: OpenedTable) -> str:
     """As `subject_type_of`, of the cohort's table before it is loaded."""
     subject = config.cohort.subject_id
-    if is_integer(cohort.columns[subject]):
+    if cohort.counts_as_subjects or is_integer(cohort.columns[subject]):
         return "BIGINT"
     others = cohort.tally(lambda name: is_no_number(name, cohort.columns), subject)
     return "VARCHAR" if others else "BIGINT"

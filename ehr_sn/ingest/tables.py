@@ -47,6 +47,7 @@ from ehr_sn.ingest.sql import (
 from ehr_sn.ingest.times import as_time
 from ehr_sn.ingest.versions import LEFT_OUT, VERSION, settle
 
+ROW = "row"  # in the place of a column of subjects: the number of the row
 IDENTITY = "_identity"  # column: a hash of what else the source says of a row
 SAMPLED_ROWS = 10_000  # among which a column of a file must not repeat to be taken for its rows' id
 
@@ -386,14 +387,23 @@ class OpenedTable:
     @cached_property
     def columns(self) -> AnyCase:
         """DuckDB's type of each configured column."""
-        names = dict.fromkeys(reference.column.name for reference in self.wanted)
+        names = dict.fromkeys(r.column.name for r in self.wanted)
+        if self.counts_as_subjects:
+            names.pop(ROW)
         return AnyCase((name, self.stack.type(name)) for name in names)
 
     @cached_property
     def held(self) -> dict[str, str]:
         """The type of each column that is read: the configured ones, and what tells rows apart."""
         told = {IDENTITY: "UBIGINT"} if self.identity else {}
+        told |= {ROW: "BIGINT"} if self.counts_as_subjects else {}
         return {**self.columns, **told, **({VERSION: "BIGINT"} if self.is_unsettled else {})}
+
+    @property
+    def counts_as_subjects(self) -> bool:
+        """Whether each row is a subject of its own, for want of an id."""
+        of_cohort = self.name == self.config.cohort.table
+        return of_cohort and _rows_are_subjects(self.config, self.stack.header)
 
     @property
     def is_unsettled(self) -> bool:
@@ -456,7 +466,17 @@ class OpenedTable:
             with said_without_values(file.where, file.fault):
                 for part in file.parts(wanted):
                     number_of_row = "_row" if file.numbered else f"row_number() OVER () + {rows}"
-                    rows += take(f"SELECT {number_of_row} AS _row{selected} FROM {part}")
+                    query = f"SELECT {number_of_row} AS _row{selected} FROM {part}"
+                    if self.counts_as_subjects and not file.numbered:
+                        query = f"SELECT *, _row AS {ROW} FROM ({query})"
+                    rows += take(query)
+        if self.counts_as_subjects:
+            said = (
+                "rows are taken for as many subjects, for want of an id: if people have several "
+                "rows, these fall into different splits, results look too good and intervals are "
+                "too narrow"
+            )
+            notice(self.db, "no subject id", self.name, rows, rows, said)
         if not rows and not self.may_be_empty:
             raise DataError(f"{self.stack.where}: the table is empty: there is nothing to ingest")
         files = len(self.stack.files)
@@ -483,6 +503,8 @@ class OpenedTable:
         else:
             column = identifier(table.newest)
             newest = [as_time(table.newest, self.config.clock, self.columns), number(column)]
+        if table.fhir == "Patient":
+            self._tell_replaced(relation)
         of_versions = (
             ("last_updated", "version_id", "line") if table.fhir else (table.newest or "",)
         )
@@ -490,6 +512,17 @@ class OpenedTable:
         with said_without_values(where, _UNFIT):
             key = table.told_apart_by
             return settle(self.db, self.name, relation, key, newest, compared, deleted) > 0
+
+    def _tell_replaced(self, relation: str) -> None:
+        """Notice patients who go on under another id."""
+        replaced, of = self.db.execute(
+            f"SELECT count(replaced_by), count(*) FROM {relation}"
+        ).fetchall()[0]
+        said = (
+            "patients are replaced by another (Patient.link): what was recorded under both ids is "
+            "taken for two people's; map ids by the column replaced_by in SQL"
+        )
+        notice(self.db, "replaced patient", self.name, replaced, of, said)
 
     def in_source(self) -> "OpenedTable":
         """The same, once all its rows lie in `source`."""
@@ -540,11 +573,15 @@ class OpenedTable:
         rows = 0
         for file in self.stack.files:
             sql = AnyCase((name, sql) for name, sql, _ in file.columns)
-            name = column or next(iter(sql))
-            selected = f"({sql.get(name, 'NULL')})::{self.stack.type(name)} AS {identifier(name)}"
+            name = column or next(iter(sql), "")
+            selected, wanted = "1", []
+            if name:
+                cell = f"({sql.get(name, 'NULL')})::{self.stack.type(name)}"
+                selected = f"{cell} AS {identifier(name)}"
+                wanted = [given for given in sql if given.lower() == name.lower()]
             where = f"WHERE {condition(name)}" if condition else ""
             with said_without_values(file.where, file.fault):
-                for part in file.parts([name] if name in sql else []):
+                for part in file.parts(wanted):
                     rows += count(
                         self.db,
                         f"SELECT count(*) FROM (SELECT {selected} FROM {part}) {where}",
@@ -567,10 +604,18 @@ def _open_tables(
     """Every table, ready to be read, and every column that the configuration names."""
     stacks, queries = _open_stacks(db, config, spill)
     headers = {name: stacks[name].header for name in config.tables}
+    if _rows_are_subjects(config, headers[config.cohort.table]):
+        headers[config.cohort.table] = [*headers[config.cohort.table], ROW]
     references = Columns(config, headers).references() + queries + _of_keys(config, stacks)
     _require_sound_names(config, stacks, references)
     _require_one_kind_of_time(config, stacks, references)
     return stacks, references
+
+
+def _rows_are_subjects(config: Config, header: list[str]) -> bool:
+    """Whether `subject_id: row` stands for no column."""
+    alone = not config.events and not config.cohort.join
+    return config.cohort.subject_id == ROW and alone and ROW not in map(str.lower, header)
 
 
 def _of_keys(config: Config, stacks: dict[str, _Stack]) -> list[Reference]:
@@ -581,6 +626,8 @@ def _of_keys(config: Config, stacks: dict[str, _Stack]) -> list[Reference]:
         named = {"key": table.told_apart_by, "newest": (table.newest,) if table.newest else ()}
         if table.fhir is not None:
             named["newest"] = ("last_updated", "version_id")
+        if table.fhir == "Patient":
+            named["fhir"] = ("replaced_by",)
         for key, wanted in named.items():
             where = f"tables.{name}.{key}"
             found += [Reference(where, columns.require(where, Column(name, c))) for c in wanted]

@@ -57,6 +57,13 @@ def as_time(
         THEN {time} END"""
 
 
+def why_no_time(name: str, given: str) -> str:
+    """SQL for why what is given is no usable time: a number, on a clock that does not count?"""
+    counted = f"{name} is a number: say what it counts, and from when, in `clock`"
+    return f"""CASE WHEN regexp_full_match({given}::VARCHAR, '-?[0-9]{{1,7}}([.][0-9]+)?')
+        THEN {literal(counted)} ELSE {literal(f"{name} {NO_TIME}")} END"""
+
+
 def moment_of_text(text: str, time_zone: str | None = None) -> str:
     """SQL for a text as a timestamp in UTC, NULL where it is no time."""
     local = _from_local(f"TRY_CAST({text} AS TIMESTAMP)", time_zone)
@@ -93,6 +100,16 @@ def day_end(day: str, time_zone: str | None, anywhere: bool = False) -> str:
     return _from_local(f"({day} + INTERVAL 1 DAY)", time_zone)
 
 
+def years_later(time: str, years: int, time_zone: str | None) -> str:
+    """SQL for a timestamp in UTC so many years later by the site's calendar."""
+    return _from_local(f"({_to_local(time, time_zone)} + to_years({years}))", time_zone)
+
+
+def day_of(time: str, time_zone: str | None) -> str:
+    """SQL for the site's day of a timestamp in UTC."""
+    return f"{_to_local(time, time_zone)}::DATE"
+
+
 def _of_type(dtype: str, written: str, clock: Clock) -> str:
     match dtype:
         case "TIMESTAMP WITH TIME ZONE":
@@ -117,6 +134,12 @@ def _from_local(time: str, time_zone: str | None) -> str:
     if time_zone is None or time_zone == "UTC":
         return time
     return _in_utc(f"({time} AT TIME ZONE {literal(time_zone)})")
+
+
+def _to_local(time: str, time_zone: str | None) -> str:
+    if time_zone is None or time_zone == "UTC":
+        return time
+    return f"(({time} AT TIME ZONE 'UTC') AT TIME ZONE {literal(time_zone)})"
 
 
 def _in_utc(moment: str) -> str:

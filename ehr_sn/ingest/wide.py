@@ -13,12 +13,12 @@ DuckDB tables made here:
 - `notices`: what is counted by column instead of by row
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import duckdb
 
-from ehr_sn.config import Config, StaticFeature, category_name
+from ehr_sn.config import Clock, Config, StaticFeature, category_name
 from ehr_sn.ingest.cells import (
     MADE_MISSING,
     SET_ASIDE,
@@ -43,13 +43,14 @@ from ehr_sn.ingest.pseudonyms import pseudonymise
 from ehr_sn.ingest.requirements import Requirement, require
 from ehr_sn.ingest.sql import DAY, YEAR, identifier, is_number, literal, number, source
 from ehr_sn.ingest.tables import headers
-from ehr_sn.ingest.times import NO_TIME, as_time
+from ehr_sn.ingest.times import NO_TIME, as_time, why_no_time
 
 AS_OF = "as_of"  # a variable of DuckDB: the moment at which the tables were copied, where told
 NOT_REACHED = "the prediction time was not reached when the tables were copied"
 
 _ALIKE = "subject appears again{}, with other values"
 _REPEATS = "repeats an earlier row"
+FEW_ROWS = 0.01  # share of rows without an order up to which they are set aside, and not refused
 
 
 def stage_cohort(
@@ -119,28 +120,63 @@ def _judge_cohort(
     subject = as_subject(cohort.subject_id, subject_type_of(db, config), types)
     raw, content = _used(db, columns, cohort.table)
     at = f"{as_time(time, clock, types)} + to_microseconds({int(cohort.hours_after * 3600e6)})"
+    alike = _ALIKE.format(" at this prediction time")
+    if read := config.reads(cohort.table):
+        joined = " or ".join(read)
+        alike += f" (does its SQL join {joined} more than one row wide? Give it a `key`)"
+    place, apart = "0", ""
+    if cohort.order_by is not None:
+        place = _order(cohort.order_by, clock, types)
+        apart = ", place"
     repeats = f"""WHEN min(content) OVER same <> max(content) OVER same
-                THEN '{_ALIKE.format(" at this prediction time")}'
+                THEN {literal(alike)}
             WHEN row_number() OVER (same ORDER BY {_row_of(cohort.table)}) > 1 THEN '{_REPEATS}'"""
-    same = "WINDOW same AS (PARTITION BY subject_id, prediction_time)"
+    same = f"WINDOW same AS (PARTITION BY subject_id, prediction_time{apart})"
     db.execute(
         f"""CREATE {"VIEW" if in_order else "TABLE"} judged_cohort AS SELECT *, CASE
             WHEN subject_id IS NULL THEN 'no subject_id'
             WHEN NOT time_given THEN 'no prediction time'
-            WHEN prediction_time IS NULL THEN 'prediction time {NO_TIME}'
+            WHEN prediction_time IS NULL
+                THEN {why_no_time("prediction time", identifier("given time"))}
             WHEN prediction_time > getvariable('{AS_OF}') THEN '{NOT_REACHED}'
             {"" if in_order else repeats} END AS reason
         FROM (SELECT *, hash(0 {content}) AS content
             FROM (SELECT _row AS {_row_of(cohort.table)},
                 {subject} AS subject_id,
                 CASE WHEN {at} < TIMESTAMP '10000-01-01' THEN {at} END AS prediction_time,
-                {is_given(time)} AS time_given {raw}
+                {is_given(time)} AS time_given,
+                {identifier(time) if isinstance(time, str) else "NULL"} AS "given time",
+                {place} AS place {raw}
             FROM {source(cohort.table)}))
         {"" if in_order else same}"""
     )
     _set_row_aside(db, "judged_cohort", cohort.table)
     usable = count(db, "SELECT count(*) FROM judged_cohort WHERE reason IS NULL")
     require_usable(db, config.where("cohort"), cohort.table, usable)
+    if cohort.prediction_time is None:
+        _require_one_row_a_subject(db, config, alike)
+
+
+def _require_one_row_a_subject(db: duckdb.DuckDBPyConnection, config: Config, reason: str) -> None:
+    """Refuse rows in no order: were they set aside, only who has a single row would be left."""
+    table = config.cohort.table
+    rows, several = db.execute(
+        "SELECT count(*), count(*) FILTER (reason = ?) FROM judged_cohort", [reason]
+    ).fetchall()[0]
+    message = (
+        f"{config.where('cohort')}: in $several of the $rows rows of table {table} the subject has "
+        "several rows, and nothing tells which comes first: name their `prediction_time`; or, to "
+        "take one of each subject, a column as `order_by` with `take: first` or `take: last`"
+    )
+    few = int(several <= FEW_ROWS * rows)
+    counts = {"rows": rows, "several": several, "few": few}
+    require(db, [Requirement(message, counts, needed=("few",), unless_none="several")])
+
+
+def _order(column: str, clock: Clock, types: Mapping[str, str]) -> str:
+    """SQL for the place of a row in its subject's order: by time, number or text."""
+    name = identifier(column)
+    return f"row({as_time(column, clock, types)}, {number(name)}, {name}::VARCHAR)"
 
 
 def _judge_joined(
