@@ -75,7 +75,8 @@ def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> No
         # TRY_CAST would give NULL in every row.
         no_number = f"CASE WHEN x IS NOT NULL THEN error({literal('a time is no number')}) END"
         times = dict.fromkeys(_TYPES[1:], f"{no_number}::BIGINT")
-        _create(db, name, {"x VARCHAR": plain, **times, "x": "x"})
+        _create(db, name, {"x VARCHAR": plain, "x": "x"})
+        _create(db, f"_cast{name}", {"x VARCHAR": plain, **times, "x": "x"})
     parsed = "try_strptime(x, f)"
     dated = f"CASE WHEN year({parsed}) >= {YEAR_OF_FOUR_DIGITS} THEN {parsed} END"
     _create(db, "_strptime", {"x, f": dated})

@@ -142,7 +142,7 @@ def _lenient_cast(cast: dict[str, Any], child: dict[str, Any], with_comma: Conta
         return _call(_TIME_CASTS[target], cast["child"], cast["alias"])
     if is_number(target) or target in ("DECIMAL", "NUMERIC", "REAL", "INT"):
         name = child.get("column_names", [""])[-1].lower()
-        function = "_comma_number" if name in with_comma else "_number"
+        function = "_cast_comma_number" if name in with_comma else "_cast_number"
         cast = cast | {"child": _call(function, cast["child"])}
     return cast | {"try_cast": True}
 
