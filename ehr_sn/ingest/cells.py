@@ -201,27 +201,32 @@ def require_some_number(
         It is the wrong column, or numbers are written otherwise than the table says.
     """
     value = identifier(column)
-    patterns = _not_quite_numbers(decimal)
-    alike = ", ".join(
-        f"count(*) FILTER (regexp_full_match({value}::VARCHAR, {literal(pattern)}))"
-        for pattern in patterns.values()
-    )
-    given, texts, *looks = db.execute(
+    given, texts = db.execute(
         f"""SELECT count({value}), count(*) FILTER ({value} IS NOT NULL
-            AND {_is_text(value, decimal)}), {alike} FROM {source(table)}"""
+            AND {_is_text(value, decimal)}) FROM {source(table)}"""
     ).fetchall()[0]
-    reasons = {f"hold {why}": n for why, n in zip(patterns, looks, strict=True)}
-    reasons["hold other text: is it the right column?"] = texts - sum(looks)
+    reasons = _looks(db, table, column, decimal) if given == texts else {}
     message = (
         f"{where}: column {column!r} of table {table} holds text in all of its $given "
         f"filled rows, where numbers belong ({REASONS})"
     )
     counts = {"given": given, "numbers": given - texts}
-    reasons = {} if given > texts else reasons
     require(
         db,
         [Requirement(message, counts, needed=("numbers",), unless_none="given", reasons=reasons)],
     )
+
+
+def _looks(db: duckdb.DuckDBPyConnection, table: str, column: str, decimal: str) -> dict[str, int]:
+    """What the texts of a column look like, and how many do."""
+    patterns, value = _not_quite_numbers(decimal), identifier(column)
+    alike = ", ".join(
+        f"count(*) FILTER (regexp_full_match({value}::VARCHAR, {literal(pattern)}))"
+        for pattern in patterns.values()
+    )
+    texts, *looks = db.execute(f"SELECT count({value}), {alike} FROM {source(table)}").fetchall()[0]
+    reasons = {f"hold {why}": n for why, n in zip(patterns, looks, strict=True)}
+    return reasons | {"hold other text: is it the right column?": texts - sum(looks)}
 
 
 def require_usable(db: duckdb.DuckDBPyConnection, where: str, table: str, rows: int) -> None:

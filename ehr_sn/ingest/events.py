@@ -123,7 +123,7 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
     events, judged = config.events[i], f"judged_{i}"
     types, decimal = types_of(db, events.table), config.decimal_of(events.table)
     value = identifier(events.numeric_value) if events.numeric_value else "NULL::DOUBLE"
-    unit, bound, row_id = "''", "FALSE", "0"
+    unit, bound, row_id = "''", "FALSE", ""
     if events.unit:
         signs = ", ".join(map(literal, MICRO))
         code = as_code(identifier(events.unit), types[events.unit])
@@ -132,8 +132,6 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
         bound = is_bound(identifier(events.comparator))
     if told_apart := config.row_id_of(events):
         row_id = f"CASE WHEN {is_given(told_apart)} THEN hash({identifier(told_apart)}) END"
-    elif IDENTITY in types:
-        row_id = IDENTITY
     converted, against = _measured(db, config) if events.numeric_value else ("number", "")
     is_bounded = literal(f"{events.numeric_value}: a bound, which is no value")
     against = f"WHEN bound THEN {is_bounded}\n{against}" if events.comparator else against
@@ -147,11 +145,11 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
                 WHEN time IS NULL THEN {why_no_time("time", identifier("given time"))}
                 WHEN code_id IS NULL THEN 'no code'
             END AS reason,
-            {value_reason} AS value_reason, row_id
+            {value_reason} AS value_reason {", row_id" if row_id else ""}
         FROM (SELECT *, {converted} AS converted
             FROM (SELECT _row, _subject AS subject_id, {value} AS value,
                     {number(value, decimal)} AS number, {unit} AS unit, {bound} AS bound,
-                    {row_id}::UBIGINT AS row_id,
+                    {f"{row_id} AS row_id," if row_id else ""}
                     {is_given_subject(events.subject_id, types)} AS subject_given,
                     {as_time(events.time, config.clock_of(events), types)} AS time,
                     {is_given(events.time)} AS time_given,
@@ -162,7 +160,8 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
                 LEFT JOIN (SELECT cell AS _cell, code_id AS _code_id FROM coded_{i})
                     ON _cell = {identifier(events.code)}))"""
     )
-    _judge_repeats(db, judged)
+    identity = IDENTITY if IDENTITY in types else None
+    _judge_repeats(db, events.table, judged, "row_id" if row_id else identity)
     if told_apart:
         _merge_codings(db, judged, events.table)
 
@@ -195,19 +194,25 @@ def _told(db: duckdb.DuckDBPyConnection, events: Events, judged: str) -> dict[st
     }
 
 
-def _judge_repeats(db: duckdb.DuckDBPyConnection, judged: str) -> None:
-    """Give all but the first of equal rows in `judged` their reason: equal in their identity, too.
+def _judge_repeats(
+    db: duckdb.DuckDBPyConnection, table: str, judged: str, identity: str | None
+) -> None:
+    """Give all but the first of equal rows in `judged` their reason.
 
+    They are equal also in their `identity`, a column of `judged` or of the source, if there is one.
     A group for every row would not fit in memory. So the rows that may be equal are found first, by
     hashes of their content that occur more than once.
     """
     columns = "subject_id, time, code_id, number, value_reason"
-    content = f"hash({columns})"
-    for suspected in _suspects(db, judged, content):
+    same = f"{columns}, {identity}" if identity else columns
+    for suspected in _suspects(db, judged, f"hash({columns})"):
+        rows = f"(SELECT * FROM {judged} WHERE {suspected})"
+        if identity == IDENTITY:
+            rows += f" JOIN (SELECT _row, {IDENTITY} FROM {source(table)}) USING (_row)"
         db.execute(
             f"""UPDATE {judged} SET reason = 'repeats an earlier row'
-            FROM (SELECT _row FROM {judged} WHERE {suspected}
-                QUALIFY row_number() OVER (PARTITION BY {columns}, row_id ORDER BY _row) > 1
+            FROM (SELECT _row FROM {rows}
+                QUALIFY row_number() OVER (PARTITION BY {same} ORDER BY _row) > 1
             ) repeated WHERE {judged}._row = repeated._row"""
         )
 
@@ -266,9 +271,9 @@ def _suspects(
     parts = 1 + count(db, f"SELECT count(*) FROM {judged}") // HASHES_AT_ONCE
     for part in range(parts):
         usable = f"reason IS NULL {more}"
+        of_part = f"AND {content} % {parts} = {part}" if parts > 1 else ""
         hashes = db.execute(
-            f"""SELECT {content} AS content FROM {judged}
-            WHERE {usable} AND {content} % {parts} = {part}"""
+            f"SELECT {content} AS content FROM {judged} WHERE {usable} {of_part}"
         ).fetchnumpy()["content"]
         hashes.sort()
         suspects = pa.table({"content": np.unique(hashes[1:][hashes[1:] == hashes[:-1]])})

@@ -48,7 +48,7 @@ from ehr_sn.ingest.times import as_time
 from ehr_sn.ingest.versions import LEFT_OUT, VERSION, settle
 
 ROW = "row"  # in the place of a column of subjects: the number of the row
-IDENTITY = "_identity"  # column: a hash of what else the source says of a row
+IDENTITY = "_identity"  # column: what else the source says of a row, as a hash or a number
 SAMPLED_ROWS = 10_000  # among which a column of a file must not repeat to be taken for its rows' id
 
 _OF_NO_NUMBER = re.compile(  # keys of columns whose cells are never numbers
@@ -395,7 +395,7 @@ class OpenedTable:
     @cached_property
     def held(self) -> dict[str, str]:
         """The type of each column that is read: the configured ones, and what tells rows apart."""
-        told = {IDENTITY: "UBIGINT"} if self.identity else {}
+        told = {IDENTITY: self._type_of_identity} if self.identity else {}
         told |= {ROW: "BIGINT"} if self.counts_as_subjects else {}
         return {**self.columns, **told, **({VERSION: "BIGINT"} if self.is_unsettled else {})}
 
@@ -437,6 +437,12 @@ class OpenedTable:
             ).fetchall()[0]
         unique = [name for name, n in zip(others, found, strict=True) if not n]
         return tuple(unique[:1] or others)
+
+    @property
+    def _type_of_identity(self) -> str:
+        """That of a single column of whole numbers; else of a hash."""
+        kind = self.stack.type(self.identity[0])
+        return kind if len(self.identity) == 1 and is_integer(kind) else "UBIGINT"
 
     def read(self, take: Callable[[str], int]) -> int:
         """Give `take` the SQL that selects the numbered rows of each part, one after another.
@@ -539,7 +545,8 @@ class OpenedTable:
         else:
             if self.identity:
                 told = ", ".join(self._cell(file, column) for column in self.identity)
-                cells[IDENTITY] = f"hash({told})"
+                hashed = self._type_of_identity == "UBIGINT"
+                cells[IDENTITY] = f"hash({told})" if hashed else told
             if self.is_unsettled:
                 row = file.version or "row_number() OVER ()"
                 cells[VERSION] = f"({place}::BIGINT << 40) + {row}"
