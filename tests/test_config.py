@@ -133,7 +133,7 @@ def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, v
             {"positive": "age > 1", "negative": "age < 1", "washout_days": 1},
             "go with codes: leave them out",
         ),
-        ("cohort.take", "all", "every, first, last"),
+        ("cohort.take", "all", "'every', 'first', 'last'"),
         ("cohort.hours_after", -1, "greater than or equal to 0"),
         ("cohort.eligibility.age", {"born": "b"}, "give at_least, below, or both"),
         ("cohort.eligibility.age", {"born": "b", "at_least": 9, "below": 9}, "must lie below"),
