@@ -6,8 +6,8 @@ repeat each other are suspected from a sample of subjects in the first shard, an
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import duckdb
@@ -18,6 +18,8 @@ from ehr_sn.errors import did_you_mean
 from ehr_sn.ingest.cells import quarantine_counts
 from ehr_sn.ingest.codes import CodeFile, Entry, written
 from ehr_sn.ingest.features import Feature
+from ehr_sn.ingest.findings import SEVERITIES, Finding, Severity, by_share
+from ehr_sn.ingest.losses import DECLARED_FROM, Usable, lost
 from ehr_sn.ingest.sql import identifier, literals
 from ehr_sn.ingest.wide import feature_columns
 
@@ -32,20 +34,6 @@ PILE_FROM = 10  # times a usual day's events, from which they are said to
 APART_FROM = 0.05  # two shares known, and that many of its standard errors
 SURELY = 5
 SAME_LINE_FROM = 0.9999  # correlation from which a column is said to be another in other units
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing worth knowing: which check, about what, and how many of how many."""
-
-    check: str
-    where: str
-    count: int
-    of: int
-    message: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass
@@ -198,7 +186,7 @@ def count_all(
 ) -> Counts:
     """Count what the checks need of the staged tables; makes the table `code_counts`.
 
-    `code_counts`: source, code, events, subjects (no more than SMALLEST_GROUP)
+    `code_counts`: source, code, events, numbers, subjects (no more than SMALLEST_GROUP)
     """
     count_codes(db)
     noticed: dict[tuple[str, str, str], tuple[int, int]] = {}
@@ -224,8 +212,9 @@ def count_codes(db: duckdb.DuckDBPyConnection) -> None:
             HAVING subjects >= {SMALLEST_GROUP}),
         rare AS ({distinct} (FROM event_rows ANTI JOIN common USING (source, code_id))
             GROUP BY ALL),
-        every AS (SELECT source, code_id, count(*) AS events FROM event_rows GROUP BY ALL)
-        SELECT source, code, events, least(subjects, {SMALLEST_GROUP}) AS subjects
+        every AS (SELECT source, code_id, count(*) AS events, count(numeric_value) AS numbers
+            FROM event_rows GROUP BY ALL)
+        SELECT source, code, events, numbers, least(subjects, {SMALLEST_GROUP}) AS subjects
         FROM every JOIN (FROM common UNION ALL FROM rare) USING (source, code_id)
         JOIN event_codes USING (code_id)"""
     )
@@ -261,19 +250,22 @@ def find_all(
     features: list[Feature],
     counts: Counts,
     table_rows: dict[str, int],
+    attrition: Sequence[Mapping[str, Any]],
 ) -> list[Finding]:
-    """Every check, the most alarming first. Needs the tables `code_counts` and `code_sets`."""
-    return [
+    """Every check, the most severe first. Needs the tables `code_counts` and `code_sets`."""
+    observed = {f.name: int(n) for f, n in zip(features, counts.features.observed, strict=True)}
+    findings = [
         *_repeated_codes(db, counts.codes),
         *_repeated_columns(counts.columns),
         *_dated_late(counts.lags),
         *_known_later(counts.undated),
-        *_quarantined(counts.quarantined, table_rows),
+        *lost(config, counts.quarantined, table_rows, attrition, Usable.of(db, observed)),
         *_absent_codes(db, config),
         *_unused_codes(db, config),
         *_useless_features(features, counts.features),
         *_noticed(counts.noticed),
     ]
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def find_suspects(db: duckdb.DuckDBPyConnection, features: list[Feature]) -> Suspects:
@@ -336,9 +328,10 @@ def _repeated_codes(
             f"{a}, {b}",
             equal,
             shared,
-            f"{a} and {b} hold the same value at {equal:,} of the {shared:,} moments that "
+            f"{a!r} and {b!r} hold the same value at {equal:,} of the {shared:,} moments that "
             "have both: one of them may be a copying error; use only the one you trust (pairs are "
             f"looked for among {SAMPLED_SUBJECTS:,} subjects)",
+            "harmless" if used.isdisjoint((a, b)) else "look",
         )
         for (a, b), (equal, shared) in sorted(
             counted.items(), key=lambda pair: used.isdisjoint(pair[0])
@@ -509,16 +502,6 @@ def _known_later(undated: dict[tuple[str, bool], tuple[int, int]]) -> list[Findi
     return findings
 
 
-def _quarantined(
-    counted: Counter[tuple[str, str, str]], table_rows: dict[str, int]
-) -> list[Finding]:
-    by_table = sorted(counted.items(), key=lambda entry: (entry[0][0], -entry[1], entry[0][1]))
-    return [
-        Finding("quarantine", table, n, table_rows[table], f"{reason}: {action}")
-        for (table, reason, action), n in by_table
-    ]
-
-
 def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
     """Entries of sets of codes that no event has; each is told where it is named first."""
     used = set(
@@ -569,7 +552,8 @@ def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
             events,
             0,
             f"{codes:,} codes in events that no feature or label uses"
-            + (f", such as {example}" if example is not None else ""),
+            + (f", such as {example!r}" if example is not None else ""),
+            "harmless",
         )
         for source, codes, events, example in sorted(unused, key=lambda row: tables.index(row[0]))
     ]
@@ -578,26 +562,45 @@ def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
 def _noticed(noticed: dict[tuple[str, str, str], tuple[int, int]]) -> list[Finding]:
     """What the steps before have counted by column."""
     return [
-        Finding(check, place, n, of, said)
+        Finding(check, place, n, of, said, _severity_of_noticed(check, n, of))
         for (check, place, said), (n, of) in sorted(noticed.items())
         if n
     ]
 
 
+def _severity_of_noticed(check: str, n: int, of: int) -> Severity:
+    match check:
+        case "left out" | "missing code":  # as declared
+            return "look" if n > DECLARED_FROM * of else "harmless"
+        case "absent column":
+            return "look"
+        case "unseen category":
+            return "blocking" if by_share(n, of) == "blocking" else "look"
+    return by_share(n, of)
+
+
 def _useless_features(features: list[Feature], statistics: FeatureStatistics) -> list[Finding]:
+    """Blocking where all that is made of a measurement is missing."""
     rows = statistics.rows
-    missing = [f.name for f, n in zip(features, statistics.observed, strict=True) if n == 0]
-    constant = [
-        f.name
-        for f, low, high in zip(features, statistics.low, statistics.high, strict=True)
-        if low == high
-    ]
+    empty = [f for f, n in zip(features, statistics.observed, strict=True) if n == 0]
+    whole = {_measurement(f) for f in features} - {
+        _measurement(f) for f, n in zip(features, statistics.observed, strict=True) if n
+    }
     findings = [
-        Finding("all-missing feature", name, rows, rows, "no row has a value") for name in missing
+        Finding(
+            "all-missing feature",
+            f.name,
+            rows,
+            rows,
+            "no row has a value",
+            "blocking" if _measurement(f) in whole else "look",
+        )
+        for f in empty
     ]
     findings += [
-        Finding("constant feature", name, rows, rows, "every observed value is the same")
-        for name in constant
+        Finding("constant feature", f.name, rows, rows, "every observed value is the same")
+        for f, low, high in zip(features, statistics.low, statistics.high, strict=True)
+        if low == high
     ]
     if statistics.empty_rows:
         findings.append(
@@ -610,3 +613,8 @@ def _useless_features(features: list[Feature], statistics: FeatureStatistics) ->
             )
         )
     return findings
+
+
+def _measurement(feature: Feature) -> str:
+    """The measurement, or the column, of which a feature is made."""
+    return feature.name.removesuffix(f".{feature.aggregate}").partition("=")[0]

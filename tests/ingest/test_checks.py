@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ehr_sn.errors import DataError
 from ehr_sn.ingest.checks import common_codes
 from ehr_sn.ingest.store import check
 
@@ -55,7 +56,7 @@ def test_repeated_codes_that_the_configuration_names_come_first(findings):
     assert [where for where, *_ in found] == ["hdl, z", "a, b"]
 
 
-def test_what_went_to_quarantine_is_counted_by_reason(findings):
+def test_what_went_to_quarantine_is_counted_by_reason(findings, busy):
     bad = [labs(3, test="sbp", x="high"), labs(4, test="sbp", x=1e4), labs(5, test=None, x=120)]
     found = findings("quarantine", {"labs": pd.concat(bad)})
     assert [(where, count) for where, count, *_ in found] == [("labs", n) for n in (5, 4, 3)]
@@ -64,7 +65,118 @@ def test_what_went_to_quarantine_is_counted_by_reason(findings):
         "sbp: outside the plausible range 50 to 300: value made missing",
         "x: not a number: value made missing",
     ]
-    assert len({of for _, _, of, _ in found}) == 1
+    rows = len(pd.read_csv(busy.folder / "labs.csv"))
+    of_sbp = (pd.read_csv(busy.folder / "labs.csv")["test"] == "sbp").sum()
+    # Of the table's rows; of the measurement's values, with the one that is a text; of all values.
+    assert [of for _, _, of, _ in found] == [rows, of_sbp - 3, rows - 5]
+
+
+@pytest.fixture
+def severe(busy):
+    """Check the hospital: gives severity, where, count, share and message of one check's."""
+
+    def find(kind, **changes):
+        found = check(busy.config(**changes))["findings"]
+        return [
+            tuple(f[name] for name in ("severity", "where", "count", "share", "message"))
+            for f in found
+            if f["check"] == kind
+        ]
+
+    return find
+
+
+def changed(busy, table, **columns):
+    """Write a table again with other columns; gives its rows as they were."""
+    before = pd.read_csv(busy.folder / f"{table}.csv")
+    busy.write(**{table: before.assign(**columns)})
+    return before
+
+
+def test_rows_set_aside_by_the_tenth_are_blocking_with_advice(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    days = labs["day"].astype(object)
+    days[labs.index % 2 == 0] = "31.12.2019"
+    changed(busy, "labs", day=days)
+    ((severity, where, count, share, message),) = severe("quarantine")
+    assert (severity, where, count) == ("blocking", "labs", (labs.index % 2 == 0).sum())
+    assert share == pytest.approx(0.5, abs=0.01)
+    assert message.startswith("time does not parse as a time between the years 1 and 9999: row set")
+    assert "`clock: {format: …}`" in message
+
+
+def test_a_measurement_in_another_unit_is_blocking_though_few_of_the_table_are(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    kpa = pd.DataFrame({"id": labs["id"][:90], "day": 7, "test": "dbp", "x": 10.7})
+    busy.write(labs=pd.concat([labs, kpa.drop_duplicates("id")]))
+    sbp = busy.content["features"]["measurements"] | {"dbp": {"plausible": [20, 200]}}
+    ((severity, where, _, share, message),) = severe("quarantine", features__measurements=sbp)
+    assert (severity, where, share) == ("blocking", "labs", 1.0)
+    assert "another unit than `unit` says" in message
+    whole = severe("all-missing feature", features__measurements=sbp)
+    assert {severity for severity, *_ in whole} == {"blocking"}
+
+
+def test_reasons_that_are_small_by_themselves_are_added_up(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    place = labs.index % 100
+    changed(
+        busy,
+        "labs",
+        day=labs["day"].astype(object).where(place >= 8, "soon"),
+        test=labs["test"].where((place < 8) | (place >= 15), None),
+    )
+    assert {severity for severity, *_ in severe("quarantine")} == {"look"}
+    ((severity, where, count, share, message),) = severe("set aside")
+    assert (severity, where, count) == ("blocking", "labs", (place < 15).sum())
+    assert share == pytest.approx(0.15, abs=0.005)
+    assert "does not parse" in message
+    assert "no code" in message
+
+
+def test_events_of_subjects_whom_a_rule_excludes_are_no_fault(busy, severe):
+    """Else any rule of eligibility would block."""
+    ruled = {"cohort__where": "age < 50"}
+    aside = [row for row in severe("quarantine", **ruled) if "not in the cohort" in row[-1]]
+    assert len(aside) == 2
+    assert all(share > 0.3 for *_, share, _ in aside)
+    assert {severity for severity, *_ in aside} == {"harmless"}
+    changed(busy, "labs", id=1000)
+    with pytest.raises(DataError, match="subject is not in the cohort"):
+        severe("quarantine")
+    changed(busy, "labs", id=np.arange(len(pd.read_csv(busy.folder / "labs.csv"))))
+    (found,) = severe("quarantine")
+    assert found[0] == "blocking"
+    assert "of stays or visits? Then join the tables by SQL" in found[-1]
+
+
+def test_what_is_declared_is_to_be_looked_at_above_a_half(busy, severe):
+    assert severe("excluded", cohort__where="age < 70") == []
+    ((severity, where, count, share, _),) = severe("excluded", cohort__where="age < 45")
+    assert (severity, where, count) == ("look", "cohort.where", 175)
+    assert share == pytest.approx(175 / 300, abs=1e-6)
+    labs = busy.content["events"][0] | {"where": "x > 130"}
+    ((severity, where, *_),) = severe("left out", events__0=labs)
+    assert (severity, where) == ("look", "labs")
+    ((severity, *_),) = severe("left out", events__0=labs | {"where": "x > 100"})
+    assert severity == "harmless"
+
+
+def test_a_rule_that_cannot_be_decided_for_many_is_blocking(busy, severe):
+    patients = pd.read_csv(busy.folder / "patients.csv")
+    changed(busy, "patients", age=patients["age"].where(patients["id"] % 4 > 0, None))
+    ((severity, where, count, share, _),) = severe("undecided", cohort__where="age > 0")
+    assert (severity, where, count, share) == ("blocking", "cohort.where", 75, 0.25)
+
+
+def test_findings_come_by_severity(busy):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    changed(busy, "labs", day=labs["day"].where(labs.index % 2 == 0, None))
+    history = {"smoker": ["F17"], "x": ["zzz"]}
+    found = check(busy.config(features__history=history))["findings"]
+    order = [("blocking", "look", "harmless").index(f["severity"]) for f in found]
+    assert order == sorted(order)
+    assert order[0] == 0
 
 
 def test_a_code_that_never_occurs_is_answered_with_the_nearest_one(findings):
@@ -80,7 +192,7 @@ def test_codes_that_are_not_used_are_counted_by_table(findings):
     )
     (found,) = findings("unused code", {"labs": more})
     assert found[:2] == ("labs", 36)
-    assert found[3] == "3 codes in events that no feature or label uses, such as alt"
+    assert found[3] == "3 codes in events that no feature or label uses, such as 'alt'"
 
 
 def test_a_code_of_few_patients_is_never_shown(findings):
