@@ -20,6 +20,13 @@ from ehr_sn.ingest.codes import CodeFile, Entry, written
 from ehr_sn.ingest.features import Feature
 from ehr_sn.ingest.findings import SEVERITIES, Finding, Severity, by_share
 from ehr_sn.ingest.losses import DECLARED_FROM, Usable, lost
+from ehr_sn.ingest.sentinels import (
+    Held,
+    Sentinel,
+    count_sentinels,
+    sentinel_findings,
+    suspected_sentinels,
+)
 from ehr_sn.ingest.sql import identifier, literals
 from ehr_sn.ingest.wide import feature_columns
 
@@ -112,10 +119,11 @@ class Together:
 
 @dataclass(frozen=True)
 class Suspects:
-    """Pairs of codes, and of columns, of which one may repeat the other."""
+    """Pairs of codes, and of columns, of which one may repeat the other; and sentinels."""
 
     codes: tuple[tuple[str, str], ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
+    sentinels: tuple[Sentinel, ...] = ()
 
 
 @dataclass
@@ -129,6 +137,7 @@ class Counts:
     columns: dict[tuple[str, str], Together]
     lags: Counter[tuple[str, int]]  # of a label, days before its first event: subjects seen then
     undated: dict[tuple[str, bool], tuple[int, int]]  # see `_undated`
+    sentinels: dict[Sentinel, Held]
 
     def __add__(self, other: "Counts") -> "Counts":
         self.features.add_counted(other.features)
@@ -139,6 +148,8 @@ class Counts:
         _add(self.undated, other.undated)
         for pair, together in other.columns.items():
             self.columns[pair] = self.columns[pair] + together if pair in self.columns else together
+        for value, held in other.sentinels.items():
+            self.sentinels[value] += held
         return self
 
     def as_dict(self) -> dict[str, Any]:
@@ -155,6 +166,7 @@ class Counts:
             "columns": [[*pair, *astuple(n)] for pair, n in self.columns.items()],
             "lags": [[*key, n] for key, n in self.lags.items()],
             "undated": [[*key, *n] for key, n in self.undated.items()],
+            "sentinels": [[*key, *astuple(n)] for key, n in self.sentinels.items()],
         }
 
     @classmethod
@@ -169,6 +181,7 @@ class Counts:
             {(a, b): Together(*n) for a, b, *n in content["columns"]},
             Counter({(label, lag): n for label, lag, n in content["lags"]}),
             {(name, later): (known, of) for name, later, known, of in content["undated"]},
+            {(key, value): Held(*n) for key, value, *n in content["sentinels"]},
         )
 
 
@@ -200,6 +213,7 @@ def count_all(
         {(a, b): _together(db, a, b) for a, b in suspects.columns},
         _lags(db),
         _undated(db, config),
+        count_sentinels(db, config, suspects.sentinels),
     )
 
 
@@ -259,6 +273,7 @@ def find_all(
         *_repeated_columns(counts.columns),
         *_dated_late(counts.lags),
         *_known_later(counts.undated),
+        *sentinel_findings(config, counts.sentinels),
         *lost(config, counts.quarantined, table_rows, attrition, Usable.of(db, observed)),
         *_absent_codes(db, config),
         *_unused_codes(db, config),
@@ -268,9 +283,12 @@ def find_all(
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def find_suspects(db: duckdb.DuckDBPyConnection, features: list[Feature]) -> Suspects:
-    """Pairs that repeat each other in a sample: of subjects for codes, of rows for columns."""
-    return Suspects(_suspected_codes(db), _suspected_columns(db, features))
+def find_suspects(
+    db: duckdb.DuckDBPyConnection, config: Config, features: list[Feature]
+) -> Suspects:
+    """What is suspected from a sample: of subjects for codes, of rows for columns."""
+    codes = _suspected_codes(db)
+    return Suspects(codes, _suspected_columns(db, features), suspected_sentinels(db, config))
 
 
 def _suspected_codes(db: duckdb.DuckDBPyConnection) -> tuple[tuple[str, str], ...]:

@@ -329,3 +329,88 @@ def test_common_codes_come_in_one_order_whatever_that_of_the_counts() -> None:
     assert common_codes(rows[::-1], {"labs": 200}) == told
     shards = [("labs", "a", 20, 6), ("labs", "a", 30, 6)]
     assert common_codes(shards, {"labs": 50}) == {"labs": {"events": 50, "codes": {"a": 50}}}
+
+
+# -- Values that stand for missing ---------------------------------------------------------------
+
+
+def with_sentinel(busy, value, rows, column="age"):
+    patients = pd.read_csv(busy.folder / "patients.csv")
+    changed(busy, "patients", **{column: patients["age"].where(patients["id"] > rows, value)})
+    return {"features__static": {column: {"column": column}}}
+
+
+@pytest.mark.parametrize("value", [-1, -9, -99, 999, 9999])
+def test_a_value_that_stands_for_missing_is_suspected(busy, severe, value):
+    ((severity, where, count, share, message),) = severe(
+        "suspected sentinel", **with_sentinel(busy, value, 30)
+    )
+    assert (severity, where, count, share) == ("blocking", "features.static.age", 30, 0.1)
+    assert message.startswith(f"{value} lies outside the other values")
+    assert f"`missing_codes: [{value}]`" in message
+
+
+def test_a_zero_where_the_rest_lies_far_from_it_is_suspected(busy, severe):
+    changes = with_sentinel(busy, 0, 30)
+    assert severe("suspected sentinel", **changes) == []  # some are 20 years old
+    patients = pd.read_csv(busy.folder / "patients.csv")
+    changed(busy, "patients", age=patients["age"] + 100 * (patients["age"] > 0))
+    ((_, where, *_),) = severe("suspected sentinel", **changes)
+    assert where == "features.static.age"
+
+
+@pytest.mark.parametrize(("value", "rows"), [(-9, 10), (79, 30), (99, 30), (-9.5, 30)])
+def test_a_value_of_few_or_one_like_the_others_is_not_suspected(busy, severe, value, rows):
+    assert severe("suspected sentinel", **with_sentinel(busy, value, rows)) == []
+
+
+def test_answers_beyond_a_scale_are_suspected_together(busy, severe):
+    ids = pd.read_csv(busy.folder / "patients.csv")["id"]
+    answers = np.where(ids % 20 == 0, 7, np.where(ids % 20 == 1, 9, 1 + ids % 5))
+    changed(busy, "patients", health=answers)
+    static = {"health": {"column": "health"}}
+    ((severity, where, count, _, message),) = severe("suspected sentinel", features__static=static)
+    assert (severity, where, count) == ("blocking", "features.static.health", 30)
+    assert "`missing_codes: [7, 9]`" in message
+    changed(busy, "patients", health=ids % 10)
+    assert severe("suspected sentinel", features__static=static) == []
+
+
+def test_one_that_is_declared_plausible_is_to_be_looked_at(busy, severe):
+    changes = with_sentinel(busy, -9, 15)
+    changes["features__static"]["age"]["plausible"] = [-10, 120]
+    ((severity, *_),) = severe("suspected sentinel", **changes)
+    assert severity == "look"
+    changes["features__static"]["age"] = {"column": "age", "missing_codes": [-9]}
+    assert severe("suspected sentinel", **changes) == []
+
+
+def test_columns_that_share_a_sentinel_are_told_together(busy, severe):
+    ids = pd.read_csv(busy.folder / "patients.csv")["id"]
+    rng = np.random.default_rng(0)
+    columns = {f"q{i}": np.where(ids <= 4 + 10 * i, -9, rng.normal(50, 9, 300)) for i in range(4)}
+    changed(busy, "patients", **columns)
+    features = {"patients": list(columns)}
+    ((severity, where, count, _, message),) = severe(
+        "suspected sentinel", features__columns=features
+    )
+    assert (where, count) == ("features.columns.patients.0 and 3 more", 4 + 14 + 24 + 34)
+    assert severity == "blocking"
+    assert "in each of 4 columns -9 lies outside" in message
+
+
+def test_a_measurement_has_sentinels_too(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    hdl = (labs["test"] == "hdl") & (labs["id"] < 40)
+    changed(busy, "labs", x=labs["x"].where(~hdl, 999))
+    ((severity, where, count, _, message),) = severe("suspected sentinel")
+    assert (severity, where) == ("blocking", "features.measurements.hdl")
+    assert count == hdl.sum()
+    assert "999 lies outside" in message
+
+
+def test_sentinels_are_counted_in_every_shard(busy):
+    config = busy.config(**with_sentinel(busy, -9, 150))
+    found = [check(config, rows)["findings"] for rows in (None, 900)]
+    assert found[0] == found[1]
+    assert "suspected sentinel" in {finding["check"] for finding in found[0]}
