@@ -16,7 +16,7 @@ import numpy as np
 from ehr_sn.config import SMALLEST_GROUP, Config
 from ehr_sn.errors import did_you_mean
 from ehr_sn.ingest.cells import quarantine_counts
-from ehr_sn.ingest.codes import CodeFile, Entry, written
+from ehr_sn.ingest.codes import CodeFile, Entry, patterns, written
 from ehr_sn.ingest.features import Feature
 from ehr_sn.ingest.findings import SEVERITIES, Finding, Severity, by_share
 from ehr_sn.ingest.losses import DECLARED_FROM, Usable, lost
@@ -27,6 +27,7 @@ from ehr_sn.ingest.sentinels import (
     sentinel_findings,
     suspected_sentinels,
 )
+from ehr_sn.ingest.spellings import Spellings, of_another_length, spelt_otherwise
 from ehr_sn.ingest.sql import identifier, literals
 from ehr_sn.ingest.wide import feature_columns
 
@@ -276,6 +277,7 @@ def find_all(
         *sentinel_findings(config, counts.sentinels),
         *lost(config, counts.quarantined, table_rows, attrition, Usable.of(db, observed)),
         *_absent_codes(db, config),
+        *of_another_length(db, config),
         *_unused_codes(db, config),
         *_useless_features(features, counts.features),
         *_noticed(counts.noticed),
@@ -529,20 +531,30 @@ def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
         ).fetchall()
     )
     often: list[str] | None = None
+    spellings: Spellings | None = None
     findings: dict[Entry, Finding] = {}
     for key, entries in config.code_sets.items():
         for i, one in enumerate(entries):
             lines = one.entries if isinstance(one, CodeFile) else (written(one),)
-            absent = sum((key, i, line) not in used for line in lines)
+            absent = {line for line in lines if (key, i, line) not in used}
             if not absent or one in findings:
                 continue
             if isinstance(one, CodeFile):
-                said = f"{absent:,} of the {len(lines):,} entries of {one.file} occur in no event"
+                said = f"{len(absent):,} of the {len(lines):,} entries of {one.file}"
+            else:
+                said = f"code {one!r}" if isinstance(one, str) else f"the entry {written(one)!r}"
+            spellings = Spellings(db) if spellings is None else spellings
+            alike = spellings.like(p for p in patterns(one) if p.written in absent)
+            if alike:
+                findings[one] = spelt_otherwise(key, f"{said} matches no event", alike)
+                continue
+            if isinstance(one, CodeFile):
+                said += " occur in no event"
             elif not isinstance(one, str) or one.endswith("*"):
-                said = f"no code in the events is of {written(one)}"
+                said = f"no code in the events is of {written(one)!r}"
             else:
                 often = _shown_codes(db) if often is None else often
-                said = f"code {one!r} occurs in no event; {did_you_mean(one, often)}"
+                said += f" occurs in no event; {did_you_mean(one, often)}"
             findings[one] = Finding("absent code", key, 0, 0, said)
     return list(findings.values())
 

@@ -414,3 +414,63 @@ def test_sentinels_are_counted_in_every_shard(busy):
     found = [check(config, rows)["findings"] for rows in (None, 900)]
     assert found[0] == found[1]
     assert "suspected sentinel" in {finding["check"] for finding in found[0]}
+
+
+# -- Codes that are spelt otherwise --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("listed", "occurs"),
+    [
+        ("F17", "f17"),
+        ("F17.2", "F172"),
+        ("F172", "F17.2"),
+        ("F17 2", "F172"),
+        ("F-17", "F17"),
+        ("305.0", "305"),
+        ("041", "41"),
+        ("F17.*", "F172"),
+        ("f17*", "F17.2"),
+        ({"range": ["f16", "f18"]}, "F17.2"),
+    ],
+)
+def test_a_code_that_is_only_spelt_otherwise_is_blocking(busy, severe, listed, occurs):
+    diagnoses = pd.read_csv(busy.folder / "diagnoses.csv")
+    changed(busy, "diagnoses", icd=diagnoses["icd"].replace("F17", occurs))
+    ((severity, where, count, _, message),) = severe(
+        "code spelling", features__history={"smoker": [listed]}
+    )
+    assert (severity, where, count) == ("blocking", "features.history.smoker", 75)
+    assert f"matches no event, but {occurs!r} differ in nothing but case" in message
+    assert severe("absent code", features__history={"smoker": [listed]}) == []
+
+
+@pytest.mark.parametrize("listed", ["F18", "F1", "17", "E117", "041*", {"range": ["001", "139"]}])
+def test_a_code_that_is_another_is_only_absent(busy, severe, listed):
+    diagnoses = pd.read_csv(busy.folder / "diagnoses.csv")
+    changed(busy, "diagnoses", icd=diagnoses["icd"].replace("F17", "41.12"))
+    assert severe("code spelling", features__history={"x": [listed]}) == []
+    assert len(severe("absent code", features__history={"x": [listed]})) == 1
+
+
+def test_rare_spellings_are_counted_and_not_shown(busy, severe):
+    diagnoses = pd.read_csv(busy.folder / "diagnoses.csv")
+    note = pd.DataFrame({"id": [7, 8], "day": 50, "icd": "f-1-8"})
+    busy.write(diagnoses=pd.concat([diagnoses, note]))
+    ((*_, message),) = severe("code spelling", features__history={"x": ["F18"]})
+    assert "but 1 codes differ" in message
+    assert "f-1-8" not in message
+
+
+def test_a_range_that_takes_codes_of_another_length_is_told(busy, severe):
+    diagnoses = pd.read_csv(busy.folder / "diagnoses.csv")
+    more = [
+        pd.DataFrame({"id": np.arange(1, 21), "day": 50, "icd": code})
+        for code in ("390", "41", "410.1", "41234", "4")
+    ]
+    busy.write(diagnoses=pd.concat([diagnoses, *more]))
+    history = {"heart": [{"range": ["390", "459"]}]}
+    ((severity, where, count, share, message),) = severe("code length", features__history=history)
+    assert (severity, where, count, share) == ("look", "features.history.heart", 60, 0.6)
+    assert "holds 3 codes that are shorter or longer than its ends, such as '4', '41'," in message
+    assert severe("code length", features__history={"heart": [{"range": ["F16", "F18"]}]}) == []
