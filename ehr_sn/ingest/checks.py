@@ -8,15 +8,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from itertools import product
 from typing import Any
 
 import duckdb
 import numpy as np
 
-from ehr_sn.config import SMALLEST_GROUP, Config
+from ehr_sn.config import SMALLEST_GROUP, SPLITS, Config
 from ehr_sn.errors import did_you_mean
 from ehr_sn.ingest.cells import quarantine_counts
 from ehr_sn.ingest.codes import CodeFile, Entry, patterns, written
+from ehr_sn.ingest.cohort import classes_by_split
 from ehr_sn.ingest.features import Feature
 from ehr_sn.ingest.findings import SEVERITIES, Finding, Severity, by_share
 from ehr_sn.ingest.losses import DECLARED_FROM, Usable, lost
@@ -41,6 +43,7 @@ NEAR = 7  # days before it on which they do, wherever it is recorded when it is 
 PILE_FROM = 10  # times a usual day's events, from which they are said to
 APART_FROM = 0.05  # two shares known, and that many of its standard errors
 SURELY = 5
+FEW = 50  # rows of a class in a split, below which nothing is known for sure
 SAME_LINE_FROM = 0.9999  # correlation from which a column is said to be another in other units
 
 
@@ -139,6 +142,7 @@ class Counts:
     lags: Counter[tuple[str, int]]  # of a label, days before its first event: subjects seen then
     undated: dict[tuple[str, bool], tuple[int, int]]  # see `_undated`
     sentinels: dict[Sentinel, Held]
+    classes: dict[tuple[str, str, str], tuple[int, int]]  # of a deal, split, label: 1s and 0s
 
     def __add__(self, other: "Counts") -> "Counts":
         self.features.add_counted(other.features)
@@ -151,6 +155,7 @@ class Counts:
             self.columns[pair] = self.columns[pair] + together if pair in self.columns else together
         for value, held in other.sentinels.items():
             self.sentinels[value] += held
+        _add(self.classes, other.classes)
         return self
 
     def as_dict(self) -> dict[str, Any]:
@@ -168,6 +173,7 @@ class Counts:
             "lags": [[*key, n] for key, n in self.lags.items()],
             "undated": [[*key, *n] for key, n in self.undated.items()],
             "sentinels": [[*key, *astuple(n)] for key, n in self.sentinels.items()],
+            "classes": [[*key, *n] for key, n in self.classes.items()],
         }
 
     @classmethod
@@ -183,6 +189,7 @@ class Counts:
             Counter({(label, lag): n for label, lag, n in content["lags"]}),
             {(name, later): (known, of) for name, later, known, of in content["undated"]},
             {(key, value): Held(*n) for key, value, *n in content["sentinels"]},
+            {(deal, split, label): (p, n) for deal, split, label, p, n in content["classes"]},
         )
 
 
@@ -215,6 +222,11 @@ def count_all(
         _lags(db),
         _undated(db, config),
         count_sentinels(db, config, suspects.sentinels),
+        {
+            (column, *place): n
+            for column in config.splits.columns
+            for place, n in classes_by_split(db, config, column).items()
+        },
     )
 
 
@@ -279,6 +291,7 @@ def find_all(
         *_absent_codes(db, config),
         *of_another_length(db, config),
         *_unused_codes(db, config),
+        *_few_of_a_class(config, counts.classes),
         *_useless_features(features, counts.features),
         *_noticed(counts.noticed),
     ]
@@ -519,6 +532,28 @@ def _known_later(undated: dict[tuple[str, bool], tuple[int, int]]) -> list[Findi
                     "it out",
                 )
             )
+    return findings
+
+
+def _few_of_a_class(
+    config: Config, classes: dict[tuple[str, str, str], tuple[int, int]]
+) -> list[Finding]:
+    """Splits to which few ill, or few healthy, rows are dealt; of several deals the least."""
+    findings = []
+    for label, split, place in product(config.labels, SPLITS, (0, 1)):
+        deals = {
+            column: classes.get((column, split, label), (0, 0)) for column in config.splits.columns
+        }
+        column = min(deals, key=lambda column: deals[column][place])
+        n, of = deals[column][place], sum(deals[column])
+        if n < FEW:
+            name = ("positive", "negative")[place]
+            said = (
+                f"so few {name} rows are dealt to {split} by {column}: an AUROC of fewer than "
+                f"{FEW} is uncertain, and what is chosen by it is chosen by chance. Take more "
+                "codes, a longer window or other fractions in `splits`, or leave the label out"
+            )
+            findings.append(Finding(f"few {name}s", f"labels.{label}", n, of, said))
     return findings
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from ehr_sn.errors import DataError
+from ehr_sn.evaluate.small_cells import shown_manifest
 from ehr_sn.ingest.checks import common_codes
 from ehr_sn.ingest.store import check
 
@@ -32,8 +33,9 @@ def labs(n, **columns):
     return pd.DataFrame({"id": np.arange(1, n + 1), "day": 50, **columns})
 
 
-def test_sound_data_give_no_findings(busy):
-    assert check(busy.config())["findings"] == []
+def test_sound_data_give_no_findings_but_that_they_are_few(busy):
+    found = check(busy.config())["findings"]
+    assert {f["check"] for f in found} == {"few positives", "few negatives"}
 
 
 def test_a_code_that_repeats_another_is_found(findings):
@@ -474,3 +476,39 @@ def test_a_range_that_takes_codes_of_another_length_is_told(busy, severe):
     assert (severity, where, count, share) == ("look", "features.history.heart", 60, 0.6)
     assert "holds 3 codes that are shorter or longer than its ends, such as '4', '41'," in message
     assert severe("code length", features__history={"heart": [{"range": ["F16", "F18"]}]}) == []
+
+
+# -- Classes by split ----------------------------------------------------------------------------
+
+
+def test_few_of_a_class_in_a_split_are_told_by_label_and_split(busy, severe):
+    dealt = {"train": 0.5, "tuning": 0.4, "held_out": 0.1, "repeats": 2}
+    for name in ("patients", "labs", "diagnoses"):
+        table = pd.read_csv(busy.folder / f"{name}.csv")
+        busy.write(**{name: pd.concat([table.assign(id=table["id"] + i * 300) for i in range(3)])})
+    found = severe("few positives", splits=dealt)
+    splits = [message.partition(" are dealt to ")[2] for *_, message in found]
+    assert [text.partition(" by ")[0] for text in splits] == ["held_out"]
+    severity, where, count, share, _ = found[0]
+    assert (severity, where) == ("look", "labels.diabetes")
+    assert 2 <= count < 50
+    assert 0.2 < share < 0.5
+    assert severe("few negatives", splits=dealt | {"repeats": 1}) == []
+
+
+def test_few_of_a_class_are_counted_over_shards(busy):
+    found = [check(busy.config(splits__repeats=2), rows)["findings"] for rows in (None, 900)]
+    assert found[0] == found[1]
+
+
+def test_few_of_a_class_are_not_told_to_mlflow(busy):
+    """The rest of a label's rows would tell how many a small split has."""
+    manifest = check(busy.config())
+    told = shown_manifest(manifest, 11)["findings"]
+    few = [finding for finding in told if finding["check"].startswith("few ")]
+    assert {(f["count"], f["of"], f["share"]) for f in few} == {("–", 0, None)}
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    changed(busy, "labs", day=labs["day"].where(labs.index > 4, None))
+    small = shown_manifest(check(busy.config()), 11)
+    (aside,) = [f for f in small["findings"] if f["check"] == "quarantine"]
+    assert (aside["count"], aside["share"], aside["severity"]) == ("< 11", None, "harmless")
