@@ -471,9 +471,11 @@ class Measurement(Range):
 
     `units` says how to convert to `unit` from each unit that the events may name; "" stands for
     none named. A value in any other unit is made missing. Without `units` none is looked at.
+    `missing_codes` are values, as the events hold them, that stand for a missing one.
     """
 
     codes: Codes | None = None
+    missing_codes: Cells | None = Field(None, exclude_if=_unset)
     units: dict[str, Conversion] = {}
     aggregates: Aggregates | None = None
 

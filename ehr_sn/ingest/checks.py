@@ -6,7 +6,7 @@ repeat each other are suspected from a sample of subjects in the first shard, an
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import product
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from ehr_sn.config import SMALLEST_GROUP, SPLITS, Config
 from ehr_sn.errors import did_you_mean
-from ehr_sn.ingest.cells import quarantine_counts
+from ehr_sn.ingest.cells import SET_ASIDE, quarantine_counts
 from ehr_sn.ingest.codes import CodeFile, Entry, patterns, written
 from ehr_sn.ingest.cohort import classes_by_split
 from ehr_sn.ingest.features import Feature
@@ -43,6 +43,7 @@ NEAR = 7  # days before it on which they do, wherever it is recorded when it is 
 PILE_FROM = 10  # times a usual day's events, from which they are said to
 APART_FROM = 0.05  # two shares known, and that many of its standard errors
 SURELY = 5
+EMPTY = "empty column"
 FEW = 50  # rows of a class in a split, below which nothing is known for sure
 SAME_LINE_FROM = 0.9999  # correlation from which a column is said to be another in other units
 
@@ -281,18 +282,21 @@ def find_all(
 ) -> list[Finding]:
     """Every check, the most severe first. Needs the tables `code_counts` and `code_sets`."""
     observed = {f.name: int(n) for f, n in zip(features, counts.features.observed, strict=True)}
+    usable = Usable.of(db, observed)
+    empty = _empty_columns(db, config, counts, usable)
     findings = [
         *_repeated_codes(db, counts.codes),
         *_repeated_columns(counts.columns),
         *_dated_late(counts.lags),
         *_known_later(counts.undated),
         *sentinel_findings(config, counts.sentinels),
-        *lost(config, counts.quarantined, table_rows, attrition, Usable.of(db, observed)),
+        *lost(config, counts.quarantined, table_rows, attrition, usable),
         *_absent_codes(db, config),
         *of_another_length(db, config),
         *_unused_codes(db, config),
         *_few_of_a_class(config, counts.classes),
-        *_useless_features(features, counts.features),
+        *empty,
+        *_useless_features(features, counts.features, {finding.where for finding in empty}),
         *_noticed(counts.noticed),
     ]
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
@@ -629,7 +633,7 @@ def _noticed(noticed: dict[tuple[str, str, str], tuple[int, int]]) -> list[Findi
     return [
         Finding(check, place, n, of, said, _severity_of_noticed(check, n, of))
         for (check, place, said), (n, of) in sorted(noticed.items())
-        if n
+        if n and check != EMPTY
     ]
 
 
@@ -637,15 +641,47 @@ def _severity_of_noticed(check: str, n: int, of: int) -> Severity:
     match check:
         case "left out" | "missing code":  # as declared
             return "look" if n > DECLARED_FROM * of else "harmless"
-        case "absent column":
+        case "absent column" | "category spelling":
             return "look"
+        case "unit spelling":
+            return "blocking"
         case "unseen category":
             return "blocking" if by_share(n, of) == "blocking" else "look"
     return by_share(n, of)
 
 
-def _useless_features(features: list[Feature], statistics: FeatureStatistics) -> list[Finding]:
-    """Blocking where all that is made of a measurement is missing."""
+def _empty_columns(
+    db: duckdb.DuckDBPyConnection, config: Config, counts: Counts, usable: Usable
+) -> list[Finding]:
+    """Columns of the cohort's tables, and of events' values, that have no cell at all."""
+    findings = [
+        Finding(
+            EMPTY,
+            name,
+            n,
+            n,
+            f"{said} in all {n:,} rows",
+            "blocking" if name in config.features.static else "look",
+        )
+        for (check, name, said), (n, _) in sorted(counts.noticed.items())
+        if check == EMPTY and n == counts.features.rows
+    ]
+    events = dict(
+        db.execute("SELECT source, sum(events)::BIGINT FROM code_counts GROUP BY 1").fetchall()
+    )
+    faulty = {table for (table, _, action) in counts.quarantined if action != SET_ASIDE}
+    for one in config.events:
+        n = events.get(one.table, 0)
+        if one.numeric_value and n and not usable.tables[one.table] and one.table not in faulty:
+            said = f"column {one.numeric_value!r} of table {one.table} is empty in all {n:,} rows"
+            findings.append(Finding(EMPTY, one.table, n, n, said, "blocking"))
+    return findings
+
+
+def _useless_features(
+    features: list[Feature], statistics: FeatureStatistics, said: Collection[str]
+) -> list[Finding]:
+    """Blocking where all that is made of a measurement is missing; but for what is `said`."""
     rows = statistics.rows
     empty = [f for f, n in zip(features, statistics.observed, strict=True) if n == 0]
     whole = {_measurement(f) for f in features} - {
@@ -661,6 +697,7 @@ def _useless_features(features: list[Feature], statistics: FeatureStatistics) ->
             "blocking" if _measurement(f) in whole else "look",
         )
         for f in empty
+        if _measurement(f) not in said
     ]
     findings += [
         Finding("constant feature", f.name, rows, rows, "every observed value is the same")

@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ehr_sn.ingest.sql import literal
+
 _COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Eq: "=",
     ast.NotEq: "<>",
@@ -198,6 +200,15 @@ def _literal(node: ast.expr) -> float | str | None:
 def number(value: str) -> str:
     """SQL for a value as a double; NaN is how some tables write a missing one."""
     return f"nullif(TRY_CAST({value} AS DOUBLE), 'nan'::DOUBLE)"
+
+
+def is_one_of(value: str, cells: tuple[str | float, ...]) -> str:
+    """SQL that is true or false, never NULL: whether a value is one of these numbers or texts."""
+    numbers = ", ".join(repr(float(cell)) for cell in cells if not isinstance(cell, str))
+    texts = ", ".join(literal(cell.strip()) for cell in cells if isinstance(cell, str))
+    tests = [f"{number(f'({value})')} IN ({numbers})"] if numbers else []
+    tests += [f"({value})::VARCHAR IN ({texts})"] if texts else []
+    return f"coalesce({' OR '.join(tests) or 'FALSE'}, FALSE)"
 
 
 class _Sql:

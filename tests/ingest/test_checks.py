@@ -512,3 +512,78 @@ def test_few_of_a_class_are_not_told_to_mlflow(busy):
     small = shown_manifest(check(busy.config()), 11)
     (aside,) = [f for f in small["findings"] if f["check"] == "quarantine"]
     assert (aside["count"], aside["share"], aside["severity"]) == ("< 11", None, "harmless")
+
+
+# -- Columns, categories and units ---------------------------------------------------------------
+
+
+def test_an_empty_column_is_named_as_that(busy, severe):
+    changed(busy, "patients", weight=None, sex=None)
+    static = {
+        "weight": {"column": "weight"},
+        "sex": {"column": "sex", "categories": ["m", "f"]},
+        "age": {"column": "age"},
+    }
+    found = severe("empty column", features__static=static)
+    assert [(severity, where) for severity, where, *_ in found] == [
+        ("blocking", "sex"),
+        ("blocking", "weight"),
+    ]
+    assert found[1][-1] == "column 'weight' of table patients is empty in all 300 rows"
+    assert severe("all-missing feature", features__static=static) == []
+    one, many = (check(busy.config(features__static=static), n)["findings"] for n in (None, 900))
+    assert one == many
+
+
+def test_an_empty_column_of_values_is_named_as_that(busy, severe):
+    before = changed(busy, "labs", x=None)
+    ((severity, where, count, _, message),) = severe("empty column")
+    assert (severity, where, count) == ("blocking", "labs", len(before))
+    assert message == f"column 'x' of table labs is empty in all {count:,} rows"
+
+
+def test_categories_in_another_case_are_told_by_their_declared_name(busy, severe):
+    ids = pd.read_csv(busy.folder / "patients.csv")["id"]
+    race = np.select([ids <= 20, ids <= 150], ["NON  hispanic", "asian"], "non hispanic")
+    changed(busy, "patients", race=race)
+    static = {"race": {"column": "race", "categories": ["non hispanic", "asian", "other"]}}
+    ((severity, where, count, _, message),) = severe("category spelling", features__static=static)
+    assert (severity, where, count) == ("look", "race", 20)
+    assert "the category 'non hispanic' in nothing but case or blanks" in message
+    assert "NON" not in message
+    static["race"]["categories"] = ["Non Hispanic", "Asian"]
+    with pytest.raises(DataError, match=r"none of the categories 'Non Hispanic', 'Asian' in any"):
+        severe("category spelling", features__static=static)
+
+
+def test_a_unit_that_is_only_spelt_otherwise_is_told(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    changed(busy, "labs", unit=np.where(labs.index % 2, "mm Hg", "k-Pa"))
+    events = busy.content["events"][0] | {"unit": "unit"}
+    sbp = {"sbp": {"unit": "mmHg", "units": {"kPa": 7.5}}, "hdl": {}}
+    found = severe("unit spelling", events__0=events, features__measurements=sbp)
+    assert [(severity, where) for severity, where, *_ in found] == [("blocking", "sbp")] * 2
+    assert sum(count for _, _, count, *_ in found) == (labs["test"] == "sbp").sum()
+    assert any("the declared 'kPa' in nothing but case" in message for *_, message in found)
+    config = busy.config(events__0=events, features__measurements=sbp)
+    assert check(config)["findings"] == check(config, 900)["findings"]
+
+
+def test_missing_codes_of_a_measurement_are_counted_and_not_listed(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    hdl = (labs["test"] == "hdl") & (labs["id"] < 40)
+    values = labs["x"].astype(object).where(~hdl, -9)
+    values[(labs["test"] == "hdl") & (labs["id"] == 40)] = "n/a"
+    values[(labs["test"] == "sbp") & (labs["id"] == 50)] = -9
+    changed(busy, "labs", x=values)
+    coded = hdl | ((labs["test"] == "hdl") & (labs["id"] == 40))
+    measured = {"sbp": {"plausible": [50, 300]}, "hdl": {"missing_codes": [-9, "n/a"]}}
+    ((severity, where, count, _, message),) = severe(
+        "missing code", features__measurements=measured
+    )
+    assert (severity, where, count) == ("harmless", "hdl", coded.sum())
+    assert message == "-9, 'n/a' made missing"
+    (aside,) = severe("quarantine", features__measurements=measured)  # of sbp, -9 is a value
+    assert "sbp: outside the plausible range" in aside[-1]
+    assert severe("suspected sentinel", features__measurements=measured) == []
+    assert check(busy.config(features__measurements=measured))["features"][8]["observed_rate"] < 1
