@@ -578,10 +578,10 @@ def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
             absent = {line for line in lines if (key, i, line) not in used}
             if not absent or one in findings:
                 continue
+            name = repr(one) if isinstance(one, str) else written(one)
+            said = f"code {name}"
             if isinstance(one, CodeFile):
-                said = f"{len(absent):,} of the {len(lines):,} entries of {one.file}"
-            else:
-                said = f"code {one!r}" if isinstance(one, str) else f"the entry {written(one)!r}"
+                said = f"{len(absent):,} of the {len(lines):,} entries of {name}"
             spellings = Spellings(db) if spellings is None else spellings
             alike = spellings.like(p for p in patterns(one) if p.written in absent)
             if alike:
@@ -590,7 +590,7 @@ def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
             if isinstance(one, CodeFile):
                 said += " occur in no event"
             elif not isinstance(one, str) or one.endswith("*"):
-                said = f"no code in the events is of {written(one)!r}"
+                said = f"no code in the events is of {name}"
             else:
                 often = _shown_codes(db) if often is None else often
                 said += f" occurs in no event; {did_you_mean(one, often)}"
