@@ -31,7 +31,7 @@ from ehr_sn.ingest.sentinels import (
 )
 from ehr_sn.ingest.spellings import Spellings, of_another_length, spelt_otherwise
 from ehr_sn.ingest.sql import identifier, literals
-from ehr_sn.ingest.wide import feature_columns
+from ehr_sn.ingest.wide import EMPTY, feature_columns
 
 SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20
@@ -43,7 +43,6 @@ NEAR = 7  # days before it on which they do, wherever it is recorded when it is 
 PILE_FROM = 10  # times a usual day's events, from which they are said to
 APART_FROM = 0.05  # two shares known, and that many of its standard errors
 SURELY = 5
-EMPTY = "empty column"
 FEW = 50  # rows of a class in a split, below which nothing is known for sure
 SAME_LINE_FROM = 0.9999  # correlation from which a column is said to be another in other units
 

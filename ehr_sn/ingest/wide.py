@@ -48,6 +48,7 @@ from ehr_sn.ingest.sql import DAY, YEAR, identifier, is_number, literal, source
 from ehr_sn.ingest.tables import count, create_notices, headers, notice
 
 AS_OF = "as_of"  # a variable of DuckDB: the moment at which the tables were copied, where told
+EMPTY = "empty column"  # the check that notices one
 NOT_REACHED = "the prediction time was not reached when the tables were copied"
 
 _ALIKE = "subject appears again{}, with other values"
@@ -87,8 +88,8 @@ def stage_cohort(
             counted += _counted(name, feature, column)
         values |= _feature(db, config, name, feature, columns.of_features[name], ends, judged)
     _tell(db, counted)
+    _tell(db, list(_respelt(db, config, columns)))
     if not in_order:
-        _tell(db, list(_respelt(db, config, columns)))
         _notice_empty(db, columns)
     selected = "".join(f", {sql} AS {identifier(name)}" for name, sql in values.items())
     db.execute(
@@ -489,7 +490,7 @@ def _notice_empty(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
     for (name, column), n in zip(used, given, strict=True):
         if not n:
             said = f"column {column.name!r} of table {column.table} is empty"
-            notice(db, "empty column", name, rows, rows, said)
+            notice(db, EMPTY, name, rows, rows, said)
 
 
 def _set_row_aside(db: duckdb.DuckDBPyConnection, judged: str, table: str) -> None:
