@@ -31,6 +31,7 @@ from ehr_sn.evaluate.table import all_methods, explain, headline, plain_table
 from ehr_sn.ingest import simulate as simulation
 from ehr_sn.ingest import store as stores
 from ehr_sn.ingest.fetch import CDC, fetch_nhanes
+from ehr_sn.ingest.findings import SEVERITIES, Severity
 from ehr_sn.ingest.meds import SUBJECT_IDS, export_meds
 from ehr_sn.studies import STUDIES, load_study
 
@@ -42,6 +43,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 SHOWN_OF_A_KIND = 10  # findings of one check that are listed one by one
+SHOWN_AT_THE_END = 20  # blocking findings that are repeated
+FINDINGS: dict[Severity, str] = {
+    "blocking": "Findings that are blocking: mend them first",
+    "look": "Findings that a person should look at",
+    "harmless": "Findings that are harmless",
+}
 out = Console(markup=False)  # [brackets] in messages, paths and names are no markup
 err = Console(stderr=True, markup=False)
 
@@ -395,19 +402,27 @@ def check(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the whole report as JSON.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with code 1 if any finding is blocking.")
+    ] = False,
 ) -> None:
-    """Validate CONFIG and the tables it names. Trains nothing and writes nothing."""
+    """Validate CONFIG and the tables it names. Trains nothing and writes nothing.
+
+    Findings are listed by severity. Those that are blocking are repeated at the end: with them the
+    result is very likely wrong.
+    """
     report = stores.check(load_config(config))
     if as_json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
-        return
-    for of in (_tables_table, _cohort_table, _labels_table, _findings_table):
-        out.print(of(report), "")
-    observed = sum(f["observed_rate"] for f in report["features"]) / len(report["features"])
-    out.print(
-        f"{config} is valid: {report['rows']:,} rows, {len(report['features'])} features "
-        f"({observed:.0%} of entries observed), {len(report['labels'])} diseases."
-    )
+    else:
+        for of in (_tables_table, _cohort_table, _labels_table):
+            out.print(of(report), "")
+        for severity in SEVERITIES:
+            if table := _findings_table(report, severity):
+                out.print(table, "")
+        _print_verdict(config, report)
+    if strict and any(f["severity"] == "blocking" for f in report["findings"]):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -787,19 +802,67 @@ def _labels_table(report: dict[str, Any]) -> Table:
     return table
 
 
-def _findings_table(report: dict[str, Any]) -> Table:
-    table = plain_table("Findings")
+def _findings_table(report: dict[str, Any], severity: Severity) -> Table | None:
+    """The findings of one severity; None if there is none."""
+    table = plain_table(FINDINGS[severity])
     table.add_column("Check", no_wrap=True)
     table.add_column("Where")
     table.add_column("Count", justify="right")
+    table.add_column("Share", justify="right", no_wrap=True)
     table.add_column("What")
     kinds: dict[str, list[dict[str, Any]]] = {}
     for finding in report["findings"]:
-        kinds.setdefault(finding["check"], []).append(finding)
+        if finding["severity"] == severity:
+            kinds.setdefault(finding["check"], []).append(finding)
     for kind, found in kinds.items():
         for finding in found[:SHOWN_OF_A_KIND]:
-            table.add_row(kind, finding["where"], f"{finding['count']:,}", finding["message"])
+            count = f"{finding['count']:,}"
+            table.add_row(kind, finding["where"], count, _per_cent(finding), finding["message"])
         more = len(found) - SHOWN_OF_A_KIND
         if more > 0:
-            table.add_row(kind, f"… and {more:,} more", "", "all with --json")
-    return table
+            table.add_row(kind, f"… and {more:,} more", "", "", "all with --json")
+    return table if kinds else None
+
+
+def _print_verdict(config: Path, report: dict[str, Any]) -> None:
+    """Whether the data can be used as they are; what must be mended first comes last."""
+    observed = sum(f["observed_rate"] for f in report["features"]) / len(report["features"])
+    by_severity = Counter(finding["severity"] for finding in report["findings"])
+    blocking = [f for f in report["findings"] if f["severity"] == "blocking"]
+    out.print(
+        f"{config} {'can be read' if blocking else 'is valid'}: {report['rows']:,} rows, "
+        f"{len(report['features'])} features ({observed:.0%} of entries observed), "
+        f"{len(report['labels'])} diseases. Findings: {len(blocking)} blocking, "
+        f"{by_severity['look']:,} to look at, {by_severity['harmless']:,} harmless."
+    )
+    if not blocking:
+        return
+    out.print(
+        f"\nBLOCKING: {len(blocking)} of the findings say that the result is very likely wrong. "
+        "Mend them first:",
+        style="bold red",
+    )
+    for finding in blocking[:SHOWN_AT_THE_END]:
+        share = f"{_per_cent(finding)} ({finding['count']:,} of {finding['of']:,})"
+        told = [finding["check"], share] if finding["of"] else [finding["check"]]
+        out.print(
+            f"- {finding['where']}: {', '.join(told)}: {finding['message']}",
+            style="red",
+            highlight=False,
+        )
+    if len(blocking) > SHOWN_AT_THE_END:
+        out.print(f"- … and {len(blocking) - SHOWN_AT_THE_END:,} more, above", style="red")
+
+
+def _per_cent(finding: dict[str, Any]) -> str:
+    """A finding's share, nothing where it has none.
+
+    >>> [_per_cent({"share": share}) for share in (None, 0.45, 0.0231, 0.0002, 1)]
+    ['', '45 %', '2.3 %', '< 0.1 %', '100 %']
+    """
+    share = finding["share"]
+    if share is None:
+        return ""
+    if share < 0.001:
+        return "< 0.1 %"
+    return f"{share:.1%}".replace(".0%", "%").replace("%", " %")

@@ -545,9 +545,11 @@ class Measurement(Range):
 
     `units` says how to convert to `unit` from each unit that the events may name; "" stands for
     none named. A value in any other unit is made missing. Without `units` none is looked at.
+    `missing_codes` are values, as the events hold them, that stand for a missing one.
     """
 
     codes: Codes | None = None
+    missing_codes: Cells | None = Field(None, exclude_if=_unset)
     units: dict[str, Conversion] = {}
     aggregates: Aggregates | None = None
 
@@ -1641,14 +1643,93 @@ def _message(fault: Any, loc: list[Any], model: type[BaseModel]) -> str:
         case "literal_error":
             hint = did_you_mean(str(given), _options(fault["ctx"]["expected"]))
             return f"{given!r} is not valid; {hint}"
+        case "missing" if isinstance(loc[-1], int):
+            return f"too few values: write it {_as_in(loc)}"
         case "missing":
             return "this key is required"
         case "string_pattern_mismatch" if "[key]" in fault["loc"] or loc == ["dataset"]:
             return "a name is made of letters, digits, _ and -"
         case "value_error":
             return str(fault["ctx"]["error"])
+        case "too_long":
+            return f"too many values: write it {_as_in(loc)}"
+    for kind, types in _EXPECTED.items():
+        if fault["type"] in types:
+            return f"give {kind}, {_as_in(loc, given, kind)}, not {_kind(given)}"
     message = fault["msg"]
     return f"{message}, not {given!r}" if isinstance(given, (str, int, float)) else message
+
+
+_EXPECTED = {
+    "a list": ("tuple_type", "list_type"),
+    "keys and values": ("dict_type", "model_type", "model_attributes_type"),
+    "text": ("string_type",),
+    "a number": ("float_type", "float_parsing"),
+    "a whole number": ("int_type", "int_parsing", "int_from_float"),
+    "true or false": ("bool_type", "bool_parsing"),
+}
+_EXAMPLES = {  # by key; `KEY.` is any entry below that key
+    "tables": "{patients: {path: patients.csv}}",
+    "tables.": "{path: patients.csv}",
+    "clock": "{unit: days}",
+    "events": "[{table: labs, subject_id: id, time: taken_at, code: test, numeric_value: result}]",
+    "cohort": "{table: patients, subject_id: id, prediction_time: index_date}",
+    "join": "[persons]",
+    "without": "{cancer: [C*]}",
+    "without.": "[C*]",
+    "features": "{static: {age: {column: age}}, measurements: {glucose: {codes: [GLU]}}}",
+    "static": "{age: {column: age}}",
+    "static.": "{column: age}",
+    "columns": "{exam: [weight, height]}",
+    "columns.": "[weight, height]",
+    "measurements": "{glucose: {codes: [GLU], unit: mmol/L}}",
+    "measurements.": "{codes: [GLU], unit: mmol/L}",
+    "history": "{hypertension: [I10, I11]}",
+    "history.": "[I10, I11]",
+    "aggregates": "[last, mean]",
+    "plausible": "[0, 120]",
+    "categories": "[1, 2]",
+    "missing_codes": "[7, 9]",
+    "units": "{mg/dL: 0.0555}",
+    "labels": "{diabetes: {codes: [E11*], within_days: 365}}",
+    "labels.": "{codes: [E11*], within_days: 365}",
+    "codes": "[E11*, I10]",
+    "splits": "{train: 0.6, tuning: 0.2, held_out: 0.2}",
+    "methods": "{standard: [zero, mean]}",
+    "methods.": "[zero, mean]",
+}
+_ANY = {
+    "a list": "[first, second]",
+    "keys and values": "{key: value}",
+    "text": "name",
+    "true or false": "true",
+}
+
+
+def _as_in(loc: list[Any], given: Any = None, kind: str = "") -> str:
+    """An example of what belongs at a key, in a line of YAML.
+
+    >>> _as_in(["labels", "diabetes", "codes"], "E11", "a list")
+    'as in `codes: [E11]`'
+    >>> _as_in(["features", "history", "smoker"], {}, "a list")
+    'as in `smoker: [I10, I11]`'
+    """
+    names = ["", *(part for part in loc if isinstance(part, str))]
+    example = _EXAMPLES.get(f"{names[-2]}.", _EXAMPLES.get(names[-1], _ANY.get(kind, "1")))
+    if kind == "a list" and isinstance(given, str):
+        example = f"[{given}]"
+    if kind == "text" and isinstance(given, (int, float)):
+        example = f'"{given}"'
+    return f"as in `{names[-1]}: {example}`"
+
+
+def _kind(given: Any) -> str:
+    """What YAML has read, in a few words."""
+    if isinstance(given, dict):
+        return "keys and values"
+    if isinstance(given, (list, tuple)):
+        return "a list"
+    return "nothing" if given is None else repr(given)
 
 
 def _options(expected: str) -> list[str]:

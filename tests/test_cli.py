@@ -84,6 +84,28 @@ def test_check_lists_ten_findings_of_a_kind(ward: Path) -> None:
     assert "… and 3 more" in said
 
 
+def test_check_says_loudly_at_the_end_what_is_blocking(ward: Path) -> None:
+    labs = ward.parent / "labs.csv"
+    labs.write_text(labs.read_text().replace("2,-5,", "2,5.1.2000,"))
+    done = ehr_sn(ward.parent, "check", "ward.yaml")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "is valid" not in said
+    assert said.index("Findings that are blocking") < said.index("Findings that a person should")
+    _, _, last = said.partition("BLOCKING: 1 of the findings say")
+    assert "- labs: quarantine, 20 % (40 of 200): time does not parse as a time" in last
+    assert "`clock: {format: …}`" in last
+    assert ehr_sn(ward.parent, "check", "ward.yaml", "--strict").returncode == 1
+    strict = ehr_sn(ward.parent, "check", "ward.yaml", "--json", "--strict")
+    assert strict.returncode == 1
+    first = json.loads(strict.stdout)["findings"][0]
+    assert (first["severity"], first["share"]) == ("blocking", 0.2)
+
+
+def test_check_is_strict_only_about_what_is_blocking(ward: Path) -> None:
+    assert ehr_sn(ward.parent, "check", "ward.yaml", "--strict").returncode == 0
+
+
 def test_export_writes_meds_once(ward: Path) -> None:
     done = ehr_sn(ward.parent, "export", "ward.yaml", "--to", "meds", "--format", "meds")
     assert done.returncode == 0, done.stderr

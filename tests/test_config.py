@@ -133,7 +133,7 @@ def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, v
             {"positive": "age > 1", "negative": "age < 1", "washout_days": 1},
             "go with codes: leave them out",
         ),
-        ("cohort.take", "all", "every, first, last"),
+        ("cohort.take", "all", "'every', 'first', 'last'"),
         ("cohort.hours_after", -1, "greater than or equal to 0"),
         ("cohort.eligibility.age", {"born": "b"}, "give at_least, below, or both"),
         ("cohort.eligibility.age", {"born": "b", "at_least": 9, "below": 9}, "must lie below"),
@@ -467,3 +467,31 @@ def test_the_settings_of_another_process_count_in_place_of_this_one_s(hospital, 
     assert config.data_root == hospital.folder / "there"
     assert config.train.methods == {"standard": ("zero", "knn")}
     assert load_config(path, {}).data_root == Path()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("events", {"table": "labs"}, "give a list, as in `events: [{table: labs, subject_id: id,"),
+        ("tables", ["labs"], "give keys and values, as in `tables: {patients: {path: patients.csv"),
+        ("tables.labs", "labs.csv", "as in `labs: {path: patients.csv}`, not 'labs.csv'"),
+        ("cohort.join", "persons", "give a list, as in `join: [persons]`, not 'persons'"),
+        ("features.static", ["age"], "as in `static: {age: {column: age}}`, not a list"),
+        ("features.history.smoker", "F17", "give a list, as in `smoker: [F17]`, not 'F17'"),
+        (
+            "features.history.smoker",
+            {"codes": ["F17"]},
+            "`smoker: [I10, I11]`, not keys and values",
+        ),
+        ("labels.diabetes.codes", "E11", "give a list, as in `codes: [E11]`, not 'E11'"),
+        ("features.measurements.sbp.plausible", 5, "give a list, as in `plausible: [0, 120]`"),
+        ("features.measurements.sbp.plausible", [5], "too few values: write it as in `plausible:"),
+        ("features.measurements.sbp.plausible", [1, 2, 3], "too many values: write it as in"),
+        ("cohort.subject_id", 5, 'give text, as in `subject_id: "5"`, not 5'),
+        ("splits.repeats", "two", "give a whole number, as in `repeats: 1`, not 'two'"),
+    ],
+)
+def test_a_value_of_another_kind_is_answered_with_an_example(refused, key, value, said):
+    message = refused(**{key: value})
+    assert said in message
+    assert "Input should be" not in message

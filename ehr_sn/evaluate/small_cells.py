@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HIDDEN = "–"  # a count that would tell a small one, by what they add up to
+OF_PARTS = ("excluded", "undecided", "few positives", "few negatives")
+"""Checks that count parts of what cohort and labels tell, where a small part would be inferred."""
 
 
 def is_small(count: float, smallest: int) -> bool:
@@ -126,8 +128,10 @@ def _finding(finding: Mapping[str, Any], smallest: int) -> dict[str, Any]:
     """What is found, of which the message may say the count again."""
     count, message = finding["count"], finding["message"]
     told = shown(count, smallest)
-    if is_small(finding["of"] - count, smallest):
+    if is_small(finding["of"] - count, smallest) or finding["check"] in OF_PARTS:
         told = HIDDEN
-    if told != count:
-        message = re.sub(rf"(?<![\w.,-]){count:,}(?![\w]|[.,]\d)", str(told), message)
-    return {**finding, "count": told, "message": message}
+    if told == count:
+        return dict(finding)
+    message = re.sub(rf"(?<![\w.,-]){count:,}(?![\w]|[.,]\d)", str(told), message)
+    hidden = {**finding, "count": told, "message": message, "share": None}
+    return hidden | {"of": 0} if finding["check"] in OF_PARTS else hidden

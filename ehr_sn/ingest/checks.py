@@ -6,20 +6,32 @@ repeat each other are suspected from a sample of subjects in the first shard, an
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from itertools import product
 from typing import Any
 
 import duckdb
 import numpy as np
 
-from ehr_sn.config import SMALLEST_GROUP, Config
+from ehr_sn.config import SMALLEST_GROUP, SPLITS, Config
 from ehr_sn.errors import did_you_mean
-from ehr_sn.ingest.cells import quarantine_counts
-from ehr_sn.ingest.codes import CodeFile, Entry, written
+from ehr_sn.ingest.cells import SET_ASIDE, quarantine_counts
+from ehr_sn.ingest.codes import CodeFile, Entry, patterns, written
+from ehr_sn.ingest.cohort import classes_by_split
 from ehr_sn.ingest.features import Feature
+from ehr_sn.ingest.findings import SEVERITIES, Finding, Severity, by_share
+from ehr_sn.ingest.losses import DECLARED_FROM, Usable, lost
+from ehr_sn.ingest.sentinels import (
+    Held,
+    Sentinel,
+    count_sentinels,
+    sentinel_findings,
+    suspected_sentinels,
+)
+from ehr_sn.ingest.spellings import Spellings, of_another_length, spelt_otherwise
 from ehr_sn.ingest.sql import identifier, literals
-from ehr_sn.ingest.wide import feature_columns
+from ehr_sn.ingest.wide import EMPTY, feature_columns
 
 SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20
@@ -31,21 +43,8 @@ NEAR = 7  # days before it on which they do, wherever it is recorded when it is 
 PILE_FROM = 10  # times a usual day's events, from which they are said to
 APART_FROM = 0.05  # two shares known, and that many of its standard errors
 SURELY = 5
+FEW = 50  # rows of a class in a split, below which nothing is known for sure
 SAME_LINE_FROM = 0.9999  # correlation from which a column is said to be another in other units
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing worth knowing: which check, about what, and how many of how many."""
-
-    check: str
-    where: str
-    count: int
-    of: int
-    message: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass
@@ -124,10 +123,11 @@ class Together:
 
 @dataclass(frozen=True)
 class Suspects:
-    """Pairs of codes, and of columns, of which one may repeat the other."""
+    """Pairs of codes, and of columns, of which one may repeat the other; and sentinels."""
 
     codes: tuple[tuple[str, str], ...] = ()
     columns: tuple[tuple[str, str], ...] = ()
+    sentinels: tuple[Sentinel, ...] = ()
 
 
 @dataclass
@@ -141,6 +141,8 @@ class Counts:
     columns: dict[tuple[str, str], Together]
     lags: Counter[tuple[str, int]]  # of a label, days before its first event: subjects seen then
     undated: dict[tuple[str, bool], tuple[int, int]]  # see `_undated`
+    sentinels: dict[Sentinel, Held]
+    classes: dict[tuple[str, str, str], tuple[int, int]]  # of a deal, split, label: 1s and 0s
 
     def __add__(self, other: "Counts") -> "Counts":
         self.features.add_counted(other.features)
@@ -151,6 +153,9 @@ class Counts:
         _add(self.undated, other.undated)
         for pair, together in other.columns.items():
             self.columns[pair] = self.columns[pair] + together if pair in self.columns else together
+        for value, held in other.sentinels.items():
+            self.sentinels[value] += held
+        _add(self.classes, other.classes)
         return self
 
     def as_dict(self) -> dict[str, Any]:
@@ -167,6 +172,8 @@ class Counts:
             "columns": [[*pair, *astuple(n)] for pair, n in self.columns.items()],
             "lags": [[*key, n] for key, n in self.lags.items()],
             "undated": [[*key, *n] for key, n in self.undated.items()],
+            "sentinels": [[*key, *astuple(n)] for key, n in self.sentinels.items()],
+            "classes": [[*key, *n] for key, n in self.classes.items()],
         }
 
     @classmethod
@@ -181,6 +188,8 @@ class Counts:
             {(a, b): Together(*n) for a, b, *n in content["columns"]},
             Counter({(label, lag): n for label, lag, n in content["lags"]}),
             {(name, later): (known, of) for name, later, known, of in content["undated"]},
+            {(key, value): Held(*n) for key, value, *n in content["sentinels"]},
+            {(deal, split, label): (p, n) for deal, split, label, p, n in content["classes"]},
         )
 
 
@@ -198,7 +207,7 @@ def count_all(
 ) -> Counts:
     """Count what the checks need of the staged tables; makes the table `code_counts`.
 
-    `code_counts`: source, code, events, subjects (no more than SMALLEST_GROUP)
+    `code_counts`: source, code, events, numbers, subjects (no more than SMALLEST_GROUP)
     """
     count_codes(db)
     noticed: dict[tuple[str, str, str], tuple[int, int]] = {}
@@ -212,6 +221,12 @@ def count_all(
         {(a, b): _together(db, a, b) for a, b in suspects.columns},
         _lags(db),
         _undated(db, config),
+        count_sentinels(db, config, suspects.sentinels),
+        {
+            (column, *place): n
+            for column in config.splits.columns
+            for place, n in classes_by_split(db, config, column).items()
+        },
     )
 
 
@@ -224,8 +239,9 @@ def count_codes(db: duckdb.DuckDBPyConnection) -> None:
             HAVING subjects >= {SMALLEST_GROUP}),
         rare AS ({distinct} (FROM event_rows ANTI JOIN common USING (source, code_id))
             GROUP BY ALL),
-        every AS (SELECT source, code_id, count(*) AS events FROM event_rows GROUP BY ALL)
-        SELECT source, code, events, least(subjects, {SMALLEST_GROUP}) AS subjects
+        every AS (SELECT source, code_id, count(*) AS events, count(numeric_value) AS numbers
+            FROM event_rows GROUP BY ALL)
+        SELECT source, code, events, numbers, least(subjects, {SMALLEST_GROUP}) AS subjects
         FROM every JOIN (FROM common UNION ALL FROM rare) USING (source, code_id)
         JOIN event_codes USING (code_id)"""
     )
@@ -261,24 +277,36 @@ def find_all(
     features: list[Feature],
     counts: Counts,
     table_rows: dict[str, int],
+    attrition: Sequence[Mapping[str, Any]],
 ) -> list[Finding]:
-    """Every check, the most alarming first. Needs the tables `code_counts` and `code_sets`."""
-    return [
+    """Every check, the most severe first. Needs the tables `code_counts` and `code_sets`."""
+    observed = {f.name: int(n) for f, n in zip(features, counts.features.observed, strict=True)}
+    usable = Usable.of(db, observed)
+    empty = _empty_columns(db, config, counts, usable)
+    findings = [
         *_repeated_codes(db, counts.codes),
         *_repeated_columns(counts.columns),
         *_dated_late(counts.lags),
         *_known_later(counts.undated),
-        *_quarantined(counts.quarantined, table_rows),
+        *sentinel_findings(config, counts.sentinels),
+        *lost(config, counts.quarantined, table_rows, attrition, usable),
         *_absent_codes(db, config),
+        *of_another_length(db, config),
         *_unused_codes(db, config),
-        *_useless_features(features, counts.features),
+        *_few_of_a_class(config, counts.classes),
+        *empty,
+        *_useless_features(features, counts.features, {finding.where for finding in empty}),
         *_noticed(counts.noticed),
     ]
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def find_suspects(db: duckdb.DuckDBPyConnection, features: list[Feature]) -> Suspects:
-    """Pairs that repeat each other in a sample: of subjects for codes, of rows for columns."""
-    return Suspects(_suspected_codes(db), _suspected_columns(db, features))
+def find_suspects(
+    db: duckdb.DuckDBPyConnection, config: Config, features: list[Feature]
+) -> Suspects:
+    """What is suspected from a sample: of subjects for codes, of rows for columns."""
+    codes = _suspected_codes(db)
+    return Suspects(codes, _suspected_columns(db, features), suspected_sentinels(db, config))
 
 
 def _suspected_codes(db: duckdb.DuckDBPyConnection) -> tuple[tuple[str, str], ...]:
@@ -336,9 +364,10 @@ def _repeated_codes(
             f"{a}, {b}",
             equal,
             shared,
-            f"{a} and {b} hold the same value at {equal:,} of the {shared:,} moments that "
+            f"{a!r} and {b!r} hold the same value at {equal:,} of the {shared:,} moments that "
             "have both: one of them may be a copying error; use only the one you trust (pairs are "
             f"looked for among {SAMPLED_SUBJECTS:,} subjects)",
+            "harmless" if used.isdisjoint((a, b)) else "look",
         )
         for (a, b), (equal, shared) in sorted(
             counted.items(), key=lambda pair: used.isdisjoint(pair[0])
@@ -509,14 +538,26 @@ def _known_later(undated: dict[tuple[str, bool], tuple[int, int]]) -> list[Findi
     return findings
 
 
-def _quarantined(
-    counted: Counter[tuple[str, str, str]], table_rows: dict[str, int]
+def _few_of_a_class(
+    config: Config, classes: dict[tuple[str, str, str], tuple[int, int]]
 ) -> list[Finding]:
-    by_table = sorted(counted.items(), key=lambda entry: (entry[0][0], -entry[1], entry[0][1]))
-    return [
-        Finding("quarantine", table, n, table_rows[table], f"{reason}: {action}")
-        for (table, reason, action), n in by_table
-    ]
+    """Splits to which few ill, or few healthy, rows are dealt; of several deals the least."""
+    findings = []
+    for label, split, place in product(config.labels, SPLITS, (0, 1)):
+        deals = {
+            column: classes.get((column, split, label), (0, 0)) for column in config.splits.columns
+        }
+        column = min(deals, key=lambda column: deals[column][place])
+        n, of = deals[column][place], sum(deals[column])
+        if n < FEW:
+            name = ("positive", "negative")[place]
+            said = (
+                f"so few {name} rows are dealt to {split} by {column}: an AUROC of fewer than "
+                f"{FEW} is uncertain, and what is chosen by it is chosen by chance. Take more "
+                "codes, a longer window or other fractions in `splits`, or leave the label out"
+            )
+            findings.append(Finding(f"few {name}s", f"labels.{label}", n, of, said))
+    return findings
 
 
 def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
@@ -528,20 +569,30 @@ def _absent_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
         ).fetchall()
     )
     often: list[str] | None = None
+    spellings: Spellings | None = None
     findings: dict[Entry, Finding] = {}
     for key, entries in config.code_sets.items():
         for i, one in enumerate(entries):
             lines = one.entries if isinstance(one, CodeFile) else (written(one),)
-            absent = sum((key, i, line) not in used for line in lines)
+            absent = {line for line in lines if (key, i, line) not in used}
             if not absent or one in findings:
                 continue
+            name = repr(one) if isinstance(one, str) else written(one)
+            said = f"code {name}"
             if isinstance(one, CodeFile):
-                said = f"{absent:,} of the {len(lines):,} entries of {one.file} occur in no event"
+                said = f"{len(absent):,} of the {len(lines):,} entries of {name}"
+            spellings = Spellings(db) if spellings is None else spellings
+            alike = spellings.like(p for p in patterns(one) if p.written in absent)
+            if alike:
+                findings[one] = spelt_otherwise(key, f"{said} matches no event", alike)
+                continue
+            if isinstance(one, CodeFile):
+                said += " occur in no event"
             elif not isinstance(one, str) or one.endswith("*"):
-                said = f"no code in the events is of {written(one)}"
+                said = f"no code in the events is of {name}"
             else:
                 often = _shown_codes(db) if often is None else often
-                said = f"code {one!r} occurs in no event; {did_you_mean(one, often)}"
+                said += f" occurs in no event; {did_you_mean(one, often)}"
             findings[one] = Finding("absent code", key, 0, 0, said)
     return list(findings.values())
 
@@ -569,7 +620,8 @@ def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
             events,
             0,
             f"{codes:,} codes in events that no feature or label uses"
-            + (f", such as {example}" if example is not None else ""),
+            + (f", such as {example!r}" if example is not None else ""),
+            "harmless",
         )
         for source, codes, events, example in sorted(unused, key=lambda row: tables.index(row[0]))
     ]
@@ -578,26 +630,78 @@ def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding
 def _noticed(noticed: dict[tuple[str, str, str], tuple[int, int]]) -> list[Finding]:
     """What the steps before have counted by column."""
     return [
-        Finding(check, place, n, of, said)
+        Finding(check, place, n, of, said, _severity_of_noticed(check, n, of))
         for (check, place, said), (n, of) in sorted(noticed.items())
-        if n
+        if n and check != EMPTY
     ]
 
 
-def _useless_features(features: list[Feature], statistics: FeatureStatistics) -> list[Finding]:
-    rows = statistics.rows
-    missing = [f.name for f, n in zip(features, statistics.observed, strict=True) if n == 0]
-    constant = [
-        f.name
-        for f, low, high in zip(features, statistics.low, statistics.high, strict=True)
-        if low == high
-    ]
+def _severity_of_noticed(check: str, n: int, of: int) -> Severity:
+    match check:
+        case "left out" | "missing code":  # as declared
+            return "look" if n > DECLARED_FROM * of else "harmless"
+        case "absent column" | "category spelling":
+            return "look"
+        case "unit spelling":
+            return "blocking"
+        case "unseen category":
+            return "blocking" if by_share(n, of) == "blocking" else "look"
+    return by_share(n, of)
+
+
+def _empty_columns(
+    db: duckdb.DuckDBPyConnection, config: Config, counts: Counts, usable: Usable
+) -> list[Finding]:
+    """Columns of the cohort's tables, and of events' values, that have no cell at all."""
     findings = [
-        Finding("all-missing feature", name, rows, rows, "no row has a value") for name in missing
+        Finding(
+            EMPTY,
+            name,
+            n,
+            n,
+            f"{said} in all {n:,} rows",
+            "blocking" if name in config.features.static else "look",
+        )
+        for (check, name, said), (n, _) in sorted(counts.noticed.items())
+        if check == EMPTY and n == counts.features.rows
+    ]
+    events = dict(
+        db.execute("SELECT source, sum(events)::BIGINT FROM code_counts GROUP BY 1").fetchall()
+    )
+    faulty = {table for (table, _, action) in counts.quarantined if action != SET_ASIDE}
+    for one in config.events:
+        n = events.get(one.table, 0)
+        if one.numeric_value and n and not usable.tables[one.table] and one.table not in faulty:
+            said = f"column {one.numeric_value!r} of table {one.table} is empty in all {n:,} rows"
+            findings.append(Finding(EMPTY, one.table, n, n, said, "blocking"))
+    return findings
+
+
+def _useless_features(
+    features: list[Feature], statistics: FeatureStatistics, said: Collection[str]
+) -> list[Finding]:
+    """Blocking where all that is made of a measurement is missing; but for what is `said`."""
+    rows = statistics.rows
+    empty = [f for f, n in zip(features, statistics.observed, strict=True) if n == 0]
+    whole = {_measurement(f) for f in features} - {
+        _measurement(f) for f, n in zip(features, statistics.observed, strict=True) if n
+    }
+    findings = [
+        Finding(
+            "all-missing feature",
+            f.name,
+            rows,
+            rows,
+            "no row has a value",
+            "blocking" if _measurement(f) in whole else "look",
+        )
+        for f in empty
+        if _measurement(f) not in said
     ]
     findings += [
-        Finding("constant feature", name, rows, rows, "every observed value is the same")
-        for name in constant
+        Finding("constant feature", f.name, rows, rows, "every observed value is the same")
+        for f, low, high in zip(features, statistics.low, statistics.high, strict=True)
+        if low == high
     ]
     if statistics.empty_rows:
         findings.append(
@@ -610,3 +714,8 @@ def _useless_features(features: list[Feature], statistics: FeatureStatistics) ->
             )
         )
     return findings
+
+
+def _measurement(feature: Feature) -> str:
+    """The measurement, or the column, of which a feature is made."""
+    return feature.name.removesuffix(f".{feature.aggregate}").partition("=")[0]

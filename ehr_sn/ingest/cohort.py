@@ -130,7 +130,7 @@ def stage_splits(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         dealt = f"""SELECT subject_id, {", ".join(deals)}
             FROM (SELECT DISTINCT subject_id FROM cohort)"""
     db.execute(f"CREATE TABLE splits AS {dealt} ORDER BY subject_id")
-    by_column = {column: _classes(db, config, column) for column in splits.columns}
+    by_column = {column: classes_by_split(db, config, column) for column in splits.columns}
     require(
         db,
         [
@@ -166,7 +166,7 @@ def _require_given(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     require(db, [Requirement(message, counts, refused=("faults",), reasons=faults)])
 
 
-def _classes(
+def classes_by_split(
     db: duckdb.DuckDBPyConnection, config: Config, column: str
 ) -> dict[tuple[str, str], tuple[int, int]]:
     """Positives and negatives of each split and disease."""

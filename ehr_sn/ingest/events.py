@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ehr_sn.config import MICRO, Config, Conversion, Events
+from ehr_sn.errors import quoted
 from ehr_sn.ingest.cells import (
     LARGEST,
     MADE_MISSING,
@@ -34,7 +35,7 @@ from ehr_sn.ingest.cells import (
 )
 from ehr_sn.ingest.code_sets import MEASUREMENTS, held_by
 from ehr_sn.ingest.columns import of_table
-from ehr_sn.ingest.expressions import Expression
+from ehr_sn.ingest.expressions import Expression, is_one_of
 from ehr_sn.ingest.notices import count, notice
 from ehr_sn.ingest.sql import identifier, literal, number, source
 from ehr_sn.ingest.tables import IDENTITY
@@ -65,6 +66,9 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
         judged = f"judged_{i}"
         _judge(db, config, i, subject_type)
         told = _told(db, events, judged)
+        if events.numeric_value:
+            _notice_missing_codes(db, config, judged)
+            _notice_units(db, config, events, judged)
         before = rows.get(events.table, dict.fromkeys(told, 0))  # a table may be named twice
         rows[events.table] = {name: before[name] + n for name, n in told.items()}
         set_aside(db, judged, events.table, f"nullif(reason, '{MERGED}')", SET_ASIDE)
@@ -124,6 +128,9 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
     types, decimal = types_of(db, events.table), config.decimal_of(events.table)
     value = identifier(events.numeric_value) if events.numeric_value else "NULL::DOUBLE"
     unit, bound, row_id = "''", "FALSE", ""
+    coded = _missing_codes(db, config, value) if events.numeric_value else ""
+    if coded:
+        value = f"CASE WHEN NOT coalesce({coded}, FALSE) THEN {value} END"
     if events.unit:
         signs = ", ".join(map(literal, MICRO))
         code = as_code(identifier(events.unit), types[events.unit])
@@ -145,7 +152,7 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
                 WHEN time IS NULL THEN {why_no_time("time", identifier("given time"))}
                 WHEN code_id IS NULL THEN 'no code'
             END AS reason,
-            {value_reason} AS value_reason {", row_id" if row_id else ""}
+            {value_reason} AS value_reason {", row_id" if row_id else ""} {", coded" if coded else ""}
         FROM (SELECT *, {converted} AS converted
             FROM (SELECT _row, _subject AS subject_id, {value} AS value,
                     {number(value, decimal)} AS number, {unit} AS unit, {bound} AS bound,
@@ -154,6 +161,7 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
                     {as_time(events.time, config.clock_of(events), types)} AS time,
                     {is_given(events.time)} AS time_given,
                     {identifier(events.time)} AS "given time", _code_id AS code_id
+                    {f", {coded} AS coded" if coded else ""}
                 FROM {_counted_in(events)}
                 LEFT JOIN (SELECT DISTINCT subject_id AS _subject FROM cohort)
                     ON _subject = {as_subject(events.subject_id, subject_type, types)}
@@ -281,6 +289,60 @@ def _suspects(
             db.register("suspects", suspects)
             yield f"{usable} AND {content} IN (SELECT content FROM suspects)"
             db.unregister("suspects")
+
+
+def _missing_codes(db: duckdb.DuckDBPyConnection, config: Config, value: str) -> str:
+    """SQL that is true of values that stand for missing; empty where none are declared."""
+    tests = []
+    for name, measurement in config.features.measurements.items():
+        if measurement.missing_codes:
+            held = [str(code) for (code,) in db.execute(held_by(MEASUREMENTS + name)).fetchall()]
+            of = f"_code_id IN ({', '.join(held)})" if held else "FALSE"
+            tests.append(f"({of} AND {is_one_of(value, measurement.missing_codes)})")
+    return " OR ".join(tests)
+
+
+def _notice_missing_codes(db: duckdb.DuckDBPyConnection, config: Config, judged: str) -> None:
+    for name, measurement in config.features.measurements.items():
+        if measurement.missing_codes:
+            coded, given = db.execute(
+                f"""SELECT count(*) FILTER (coded), count(*) FILTER (coded OR number IS NOT NULL)
+                FROM {judged}
+                WHERE reason IS NULL AND code_id IN ({held_by(MEASUREMENTS + name)})"""
+            ).fetchall()[0]
+            said = f"{quoted(measurement.missing_codes)} made missing"
+            notice(db, "missing code", name, coded, given, said)
+
+
+def _notice_units(
+    db: duckdb.DuckDBPyConnection, config: Config, events: Events, judged: str
+) -> None:
+    """Notice units that are declared but for case, dots, blanks or hyphens in their names."""
+    declared = {
+        (name, unit): f"{name}: the unit is not declared"
+        for name, measurement in config.features.measurements.items()
+        for unit in measurement.conversions
+        if unit
+    }
+    if events.unit is None or not declared:
+        return
+    unlike = db.execute(
+        f"""SELECT value_reason, {_plain_unit(f"{identifier(events.unit)}::VARCHAR")}, count(*)
+        FROM {judged} JOIN {source(events.table)} USING (_row)
+        WHERE ends_with(value_reason, ': the unit is not declared') GROUP BY 1, 2"""
+    ).fetchall()
+    for (name, unit), reason in declared.items():
+        (plain,) = db.execute(f"SELECT {_plain_unit('$1')}", [unit]).fetchall()[0]
+        alike = sum(n for why, written, n in unlike if why == reason and written == plain)
+        said = f"its unit differs from the declared {unit!r} in nothing but case, dots, blanks or "
+        said += "hyphens: declare it among `units` as the table writes it"
+        if of := sum(n for why, _, n in unlike if why == reason):
+            notice(db, "unit spelling", name, alike, of, said)
+
+
+def _plain_unit(text: str) -> str:
+    signs = ", ".join(map(literal, MICRO))
+    return f"lower(regexp_replace(replace({text}, {signs}), '[-\\s._]', '', 'g'))"
 
 
 def _measured(db: duckdb.DuckDBPyConnection, config: Config) -> tuple[str, str]:

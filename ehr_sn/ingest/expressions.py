@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ehr_sn.ingest.sql import number
+from ehr_sn.ingest.sql import literal, number
 
 _COMPARISONS: dict[type[ast.cmpop], str] = {
     ast.Eq: "=",
@@ -195,6 +195,15 @@ def _literal(node: ast.expr) -> float | str | None:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
             return -float(number) if abs(number) < 1e300 else None
     return None
+
+
+def is_one_of(value: str, cells: tuple[str | float, ...]) -> str:
+    """SQL that is true or false, never NULL: whether a value is one of these numbers or texts."""
+    numbers = ", ".join(repr(float(cell)) for cell in cells if not isinstance(cell, str))
+    texts = ", ".join(literal(cell.strip()) for cell in cells if isinstance(cell, str))
+    tests = [f"{number(f'({value})')} IN ({numbers})"] if numbers else []
+    tests += [f"({value})::VARCHAR IN ({texts})"] if texts else []
+    return f"coalesce({' OR '.join(tests) or 'FALSE'}, FALSE)"
 
 
 class _Sql:

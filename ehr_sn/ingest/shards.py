@@ -223,9 +223,9 @@ def _build(
     features = list_features(config)
     if shard:
         first = json.loads(work.counted(0).read_text())["suspects"]
-        suspects = Suspects(*(tuple(map(tuple, first[name])) for name in ("codes", "columns")))
+        suspects = Suspects(**{name: tuple(map(tuple, found)) for name, found in first.items()})
     else:
-        suspects = find_suspects(db, features)
+        suspects = find_suspects(db, config, features)
     statistics = FeatureStatistics.of(len(features))
     names = [feature.name for feature in features]
     with closing(_MatrixWriter(db, scratch, names)) if work.writes else nullcontext() as writer:

@@ -144,6 +144,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         rows[name] = landed["rows"]
         for check, place, n, of, message in landed["notices"]:
             counts.noticed[check, place, message] = (n, of)
+    cohort = reduce(added, (shard["cohort"] for shard in told))
     with connect() as db:
         parts = {
             table: ", ".join(literal(str(work.codes(table, shard))) for shard in work.shards)
@@ -151,14 +152,15 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         }
         db.execute(
             f"""CREATE TABLE code_counts AS
-            SELECT source, code, sum(events)::BIGINT AS events, sum(subjects)::BIGINT AS subjects
+            SELECT source, code, sum(events)::BIGINT AS events, sum(numbers)::BIGINT AS numbers,
+                sum(subjects)::BIGINT AS subjects
             FROM read_parquet([{parts["code_counts"]}]) GROUP BY ALL"""
         )
         db.execute(
             f"""CREATE TABLE code_sets AS
             SELECT DISTINCT key, entry, written, code FROM read_parquet([{parts["code_sets"]}])"""
         )
-        findings = find_all(db, config, features, counts, rows)
+        findings = find_all(db, config, features, counts, rows, cohort)
         codes = db.execute("SELECT source, code, events, subjects FROM code_counts").fetchall()
         held_in = dict(
             db.execute(
@@ -186,7 +188,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
             }
             for feature, rate in zip(features, observed_rates, strict=True)
         ],
-        "cohort": reduce(added, (shard["cohort"] for shard in told)),
+        "cohort": cohort,
         "labels": reduce(added, (shard["attrition"] for shard in told)),
         "censoring": CENSORING,
         "tables": {

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import duckdb
 
 from ehr_sn.config import Clock, Config, StaticFeature, category_name
+from ehr_sn.errors import quoted
 from ehr_sn.ingest.cells import (
     MADE_MISSING,
     SET_ASIDE,
@@ -38,6 +39,7 @@ from ehr_sn.ingest.code_sets import stage_code_sets
 from ehr_sn.ingest.columns import Column, Columns
 from ehr_sn.ingest.eligibility import Attrition, entry, stage_eligible
 from ehr_sn.ingest.expressions import Expression
+from ehr_sn.ingest.expressions import is_one_of as _is_one_of
 from ehr_sn.ingest.notices import count, create_notices, notice
 from ehr_sn.ingest.pseudonyms import pseudonymise
 from ehr_sn.ingest.requirements import Requirement, require
@@ -46,6 +48,7 @@ from ehr_sn.ingest.tables import headers
 from ehr_sn.ingest.times import NO_TIME, as_time, why_no_time
 
 AS_OF = "as_of"  # a variable of DuckDB: the moment at which the tables were copied, where told
+EMPTY = "empty column"  # the check that notices one
 NOT_REACHED = "the prediction time was not reached when the tables were copied"
 
 _ALIKE = "subject appears again{}, with other values"
@@ -86,6 +89,9 @@ def stage_cohort(
             counted += _counted(name, feature, column)
         values |= _feature(db, config, name, feature, columns.of_features[name], ends, judged)
     _tell(db, counted)
+    _tell(db, list(_respelt(db, config, columns)))
+    if not in_order:
+        _notice_empty(db, columns)
     selected = "".join(f", {sql} AS {identifier(name)}" for name, sql in values.items())
     db.execute(
         f"""CREATE {kind} cohort AS
@@ -360,11 +366,15 @@ def _feature(
         given = _given(feature, column)
         none = (
             f"{where}: column {column.name!r} of table {column.table} holds none of the "
-            "categories in any row: write numbers plainly, texts in quotes"
+            f"categories {quoted(feature.categories)} in any of its $given filled rows: write them "
+            "as its cells are, in upper or lower case, numbers plainly, texts in quotes"
         )
         seen = _is_one_of(given, feature.categories)
-        rows = count(db, f"SELECT count(*) FROM wide WHERE {seen}")
-        require(db, [Requirement(none, {"rows": rows}, needed=("rows",))])
+        rows, filled = db.execute(
+            f"SELECT count(*) FILTER ({seen}), count({given}) FROM wide"
+        ).fetchall()[0]
+        counts = {"rows": rows, "given": filled}
+        require(db, [Requirement(none, counts, needed=("rows",), unless_none="given")])
         return _categories(name, feature, given)
     values = []
     for column in columns:
@@ -426,15 +436,6 @@ def feature_columns(name: str, feature: StaticFeature) -> list[str]:
     return [f"{name}={category_name(cell)}" for cell in feature.categories]
 
 
-def _is_one_of(value: str, cells: tuple[str | float, ...]) -> str:
-    """SQL that is true or false, never NULL: whether a value is one of these numbers or texts."""
-    numbers = ", ".join(repr(float(cell)) for cell in cells if not isinstance(cell, str))
-    texts = ", ".join(literal(cell.strip()) for cell in cells if isinstance(cell, str))
-    tests = [f"{number(f'({value})')} IN ({numbers})"] if numbers else []
-    tests += [f"({value})::VARCHAR IN ({texts})"] if texts else []
-    return f"coalesce({' OR '.join(tests) or 'FALSE'}, FALSE)"
-
-
 def _label(columns: Columns, name: str) -> str:
     if columns.config.labels[name].until is not None:
         return identifier(f"time of labels.{name}.until")
@@ -478,8 +479,7 @@ class _Counted:
 def _counted(name: str, feature: StaticFeature, column: Column) -> Iterator[_Counted]:
     if feature.missing_codes is not None:
         coded = _is_one_of(identifier(str(column)), feature.missing_codes)
-        codes = ", ".join(map(category_name, feature.missing_codes))
-        message = f"{column}: {codes} made missing"
+        message = f"{column}: {quoted(feature.missing_codes)} made missing"
         yield _Counted("missing code", name, column, coded, message)
     if feature.categories is not None:
         given = _given(feature, column)
@@ -498,6 +498,35 @@ def _tell(db: duckdb.DuckDBPyConnection, counted: list[_Counted]) -> None:
     counts = db.execute(f"SELECT {tests} FROM wide").fetchall()[0]
     for one, rows, filled in zip(counted, counts[::2], counts[1::2], strict=True):
         notice(db, one.check, one.feature, rows, filled, one.message)
+
+
+def _respelt(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) -> Iterator[_Counted]:
+    """Categories that a column with unseen cells holds in another case, or with other blanks."""
+    unseen = "SELECT place FROM notices WHERE check_name = 'unseen category' AND rows > 0"
+    for (name,) in db.execute(unseen).fetchall():
+        feature, (column,) = config.features.wide[name], columns.of_features[name]
+        given = f"({_given(feature, column)})::VARCHAR"
+        plain = f"lower(regexp_replace({given}, '\\s', '', 'g'))"
+        for cell in feature.categories or ():
+            if isinstance(cell, str):
+                alike = f"""{plain} = lower(regexp_replace({literal(cell)}, '\\s', '', 'g'))
+                    AND {given} <> {literal(cell.strip())}"""
+                message = f"{column}: cells that differ from the category {cell!r} in nothing but "
+                message += "case or blanks are made missing: spell it as the cells do, or mend them"
+                yield _Counted("category spelling", name, column, alike, message)
+
+
+def _notice_empty(db: duckdb.DuckDBPyConnection, columns: Columns) -> None:
+    """Notice columns without any cell, with the rows of this shard."""
+    used = [(name, column) for name, several in columns.of_features.items() for column in several]
+    if not used:
+        return
+    filled = ", ".join(f"count({identifier(str(column))})" for _, column in used)
+    rows, *given = db.execute(f"SELECT count(*), {filled} FROM wide").fetchall()[0]
+    for (name, column), n in zip(used, given, strict=True):
+        if not n:
+            said = f"column {column.name!r} of table {column.table} is empty"
+            notice(db, EMPTY, name, rows, rows, said)
 
 
 def _set_row_aside(db: duckdb.DuckDBPyConnection, judged: str, table: str) -> None:

@@ -49,7 +49,7 @@ from ehr_sn.ingest.sql import identifier, literal
 from ehr_sn.ingest.store import ABANDONED, added, working
 from ehr_sn.ingest.streams import build_in_order
 from ehr_sn.ingest.tables import connect, describe_sources, sha256
-from ehr_sn.ingest.wide import AS_OF, NOT_REACHED, stage_cohort
+from ehr_sn.ingest.wide import AS_OF, EMPTY, NOT_REACHED, stage_cohort
 from ehr_sn.scoring import audit
 from ehr_sn.scoring.extract import Extract, open_extract, require_enough, without_labels
 from ehr_sn.scoring.package import Package, Scores, score_many
@@ -346,7 +346,9 @@ def _score_shard(
         "cohort": cohort,
         "event_rows": event_rows,
         "quarantined": quarantine_counts(db),
-        "noticed": db.execute("SELECT check_name, place, message, rows FROM notices").fetchall(),
+        "noticed": db.execute(
+            "SELECT check_name, place, message, rows FROM notices WHERE check_name <> ?", [EMPTY]
+        ).fetchall(),
         "requirements": kept(db),
         "files": files,
     }

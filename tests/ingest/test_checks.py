@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ehr_sn.errors import DataError
+from ehr_sn.evaluate.small_cells import shown_manifest
 from ehr_sn.ingest.checks import common_codes
 from ehr_sn.ingest.store import check
 
@@ -31,8 +33,9 @@ def labs(n, **columns):
     return pd.DataFrame({"id": np.arange(1, n + 1), "day": 50, **columns})
 
 
-def test_sound_data_give_no_findings(busy):
-    assert check(busy.config())["findings"] == []
+def test_sound_data_give_no_findings_but_that_they_are_few(busy):
+    found = check(busy.config())["findings"]
+    assert {f["check"] for f in found} == {"few positives", "few negatives"}
 
 
 def test_a_code_that_repeats_another_is_found(findings):
@@ -55,7 +58,7 @@ def test_repeated_codes_that_the_configuration_names_come_first(findings):
     assert [where for where, *_ in found] == ["hdl, z", "a, b"]
 
 
-def test_what_went_to_quarantine_is_counted_by_reason(findings):
+def test_what_went_to_quarantine_is_counted_by_reason(findings, busy):
     bad = [labs(3, test="sbp", x="high"), labs(4, test="sbp", x=1e4), labs(5, test=None, x=120)]
     found = findings("quarantine", {"labs": pd.concat(bad)})
     assert [(where, count) for where, count, *_ in found] == [("labs", n) for n in (5, 4, 3)]
@@ -64,14 +67,125 @@ def test_what_went_to_quarantine_is_counted_by_reason(findings):
         "sbp: outside the plausible range 50 to 300: value made missing",
         "x: not a number: value made missing",
     ]
-    assert len({of for _, _, of, _ in found}) == 1
+    rows = len(pd.read_csv(busy.folder / "labs.csv"))
+    of_sbp = (pd.read_csv(busy.folder / "labs.csv")["test"] == "sbp").sum()
+    # Of the table's rows; of the measurement's values, with the one that is a text; of all values.
+    assert [of for _, _, of, _ in found] == [rows, of_sbp - 3, rows - 5]
+
+
+@pytest.fixture
+def severe(busy):
+    """Check the hospital: gives severity, where, count, share and message of one check's."""
+
+    def find(kind, **changes):
+        found = check(busy.config(**changes))["findings"]
+        return [
+            tuple(f[name] for name in ("severity", "where", "count", "share", "message"))
+            for f in found
+            if f["check"] == kind
+        ]
+
+    return find
+
+
+def changed(busy, table, **columns):
+    """Write a table again with other columns; gives its rows as they were."""
+    before = pd.read_csv(busy.folder / f"{table}.csv")
+    busy.write(**{table: before.assign(**columns)})
+    return before
+
+
+def test_rows_set_aside_by_the_tenth_are_blocking_with_advice(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    days = labs["day"].astype(object)
+    days[labs.index % 2 == 0] = "31.12.2019"
+    changed(busy, "labs", day=days)
+    ((severity, where, count, share, message),) = severe("quarantine")
+    assert (severity, where, count) == ("blocking", "labs", (labs.index % 2 == 0).sum())
+    assert share == pytest.approx(0.5, abs=0.01)
+    assert message.startswith("time does not parse as a time between the years 1 and 9999: row set")
+    assert "`clock: {format: …}`" in message
+
+
+def test_a_measurement_in_another_unit_is_blocking_though_few_of_the_table_are(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    kpa = pd.DataFrame({"id": labs["id"][:90], "day": 7, "test": "dbp", "x": 10.7})
+    busy.write(labs=pd.concat([labs, kpa.drop_duplicates("id")]))
+    sbp = busy.content["features"]["measurements"] | {"dbp": {"plausible": [20, 200]}}
+    ((severity, where, _, share, message),) = severe("quarantine", features__measurements=sbp)
+    assert (severity, where, share) == ("blocking", "labs", 1.0)
+    assert "another unit than `unit` says" in message
+    whole = severe("all-missing feature", features__measurements=sbp)
+    assert {severity for severity, *_ in whole} == {"blocking"}
+
+
+def test_reasons_that_are_small_by_themselves_are_added_up(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    place = labs.index % 100
+    changed(
+        busy,
+        "labs",
+        day=labs["day"].astype(object).where(place >= 8, "soon"),
+        test=labs["test"].where((place < 8) | (place >= 15), None),
+    )
+    assert {severity for severity, *_ in severe("quarantine")} == {"look"}
+    ((severity, where, count, share, message),) = severe("set aside")
+    assert (severity, where, count) == ("blocking", "labs", (place < 15).sum())
+    assert share == pytest.approx(0.15, abs=0.005)
+    assert "does not parse" in message
+    assert "no code" in message
+
+
+def test_events_of_subjects_whom_a_rule_excludes_are_no_fault(busy, severe):
+    """Else any rule of eligibility would block."""
+    ruled = {"cohort__where": "age < 50"}
+    aside = [row for row in severe("quarantine", **ruled) if "not in the cohort" in row[-1]]
+    assert len(aside) == 2
+    assert all(share > 0.3 for *_, share, _ in aside)
+    assert {severity for severity, *_ in aside} == {"harmless"}
+    changed(busy, "labs", id=1000)
+    with pytest.raises(DataError, match="subject is not in the cohort"):
+        severe("quarantine")
+    changed(busy, "labs", id=np.arange(len(pd.read_csv(busy.folder / "labs.csv"))))
+    (found,) = severe("quarantine")
+    assert found[0] == "blocking"
+    assert "of stays or visits? Then join the tables by SQL" in found[-1]
+
+
+def test_what_is_declared_is_to_be_looked_at_above_a_half(busy, severe):
+    assert severe("excluded", cohort__where="age < 70") == []
+    ((severity, where, count, share, _),) = severe("excluded", cohort__where="age < 45")
+    assert (severity, where, count) == ("look", "cohort.where", 175)
+    assert share == pytest.approx(175 / 300, abs=1e-6)
+    labs = busy.content["events"][0] | {"where": "x > 130"}
+    ((severity, where, *_),) = severe("left out", events__0=labs)
+    assert (severity, where) == ("look", "labs")
+    ((severity, *_),) = severe("left out", events__0=labs | {"where": "x > 100"})
+    assert severity == "harmless"
+
+
+def test_a_rule_that_cannot_be_decided_for_many_is_blocking(busy, severe):
+    patients = pd.read_csv(busy.folder / "patients.csv")
+    changed(busy, "patients", age=patients["age"].where(patients["id"] % 4 > 0, None))
+    ((severity, where, count, share, _),) = severe("undecided", cohort__where="age > 0")
+    assert (severity, where, count, share) == ("blocking", "cohort.where", 75, 0.25)
+
+
+def test_findings_come_by_severity(busy):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    changed(busy, "labs", day=labs["day"].where(labs.index % 2 == 0, None))
+    history = {"smoker": ["F17"], "x": ["zzz"]}
+    found = check(busy.config(features__history=history))["findings"]
+    order = [("blocking", "look", "harmless").index(f["severity"]) for f in found]
+    assert order == sorted(order)
+    assert order[0] == 0
 
 
 def test_a_code_that_never_occurs_is_answered_with_the_nearest_one(findings):
-    found = findings("absent code", features__history={"smoker": ["F18"], "x": ["zzz"]})
+    found = findings("absent code", features__history={"smoker": ["hld"], "x": ["F18"]})
     assert [where for where, *_ in found] == ["features.history.smoker", "features.history.x"]
-    assert "code 'F18' occurs in no event; did you mean 'F17'?" in found[0][3]
-    assert "valid: E11, F17, hdl, sbp" in found[1][3]
+    assert "code 'hld' occurs in no event; did you mean 'hdl'?" in found[0][3]
+    assert "valid: 'E11', 'F17', 'hdl', 'sbp'" in found[1][3]  # F17 is another disease than F18
 
 
 def test_codes_that_are_not_used_are_counted_by_table(findings):
@@ -80,7 +194,7 @@ def test_codes_that_are_not_used_are_counted_by_table(findings):
     )
     (found,) = findings("unused code", {"labs": more})
     assert found[:2] == ("labs", 36)
-    assert found[3] == "3 codes in events that no feature or label uses, such as alt"
+    assert found[3] == "3 codes in events that no feature or label uses, such as 'alt'"
 
 
 def test_a_code_of_few_patients_is_never_shown(findings):
@@ -217,3 +331,259 @@ def test_common_codes_come_in_one_order_whatever_that_of_the_counts() -> None:
     assert common_codes(rows[::-1], {"labs": 200}) == told
     shards = [("labs", "a", 20, 6), ("labs", "a", 30, 6)]
     assert common_codes(shards, {"labs": 50}) == {"labs": {"events": 50, "codes": {"a": 50}}}
+
+
+# -- Values that stand for missing ---------------------------------------------------------------
+
+
+def with_sentinel(busy, value, rows, column="age"):
+    patients = pd.read_csv(busy.folder / "patients.csv")
+    changed(busy, "patients", **{column: patients["age"].where(patients["id"] > rows, value)})
+    return {"features__static": {column: {"column": column}}}
+
+
+@pytest.mark.parametrize("value", [-1, -9, -99, 999, 9999])
+def test_a_value_that_stands_for_missing_is_suspected(busy, severe, value):
+    ((severity, where, count, share, message),) = severe(
+        "suspected sentinel", **with_sentinel(busy, value, 30)
+    )
+    assert (severity, where, count, share) == ("blocking", "features.static.age", 30, 0.1)
+    assert message.startswith(f"{value} lies outside the other values")
+    assert f"`missing_codes: [{value}]`" in message
+
+
+def test_a_zero_where_the_rest_lies_far_from_it_is_suspected(busy, severe):
+    changes = with_sentinel(busy, 0, 30)
+    assert severe("suspected sentinel", **changes) == []  # some are 20 years old
+    patients = pd.read_csv(busy.folder / "patients.csv")
+    changed(busy, "patients", age=patients["age"] + 100 * (patients["age"] > 0))
+    ((_, where, *_),) = severe("suspected sentinel", **changes)
+    assert where == "features.static.age"
+
+
+@pytest.mark.parametrize(("value", "rows"), [(-9, 10), (79, 30), (99, 30), (-9.5, 30)])
+def test_a_value_of_few_or_one_like_the_others_is_not_suspected(busy, severe, value, rows):
+    assert severe("suspected sentinel", **with_sentinel(busy, value, rows)) == []
+
+
+def test_answers_beyond_a_scale_are_suspected_together(busy, severe):
+    ids = pd.read_csv(busy.folder / "patients.csv")["id"]
+    answers = np.where(ids % 20 == 0, 7, np.where(ids % 20 == 1, 9, 1 + ids % 5))
+    changed(busy, "patients", health=answers)
+    static = {"health": {"column": "health"}}
+    ((severity, where, count, _, message),) = severe("suspected sentinel", features__static=static)
+    assert (severity, where, count) == ("blocking", "features.static.health", 30)
+    assert "`missing_codes: [7, 9]`" in message
+    changed(busy, "patients", health=ids % 10)
+    assert severe("suspected sentinel", features__static=static) == []
+
+
+def test_one_that_is_declared_plausible_is_to_be_looked_at(busy, severe):
+    changes = with_sentinel(busy, -9, 15)
+    changes["features__static"]["age"]["plausible"] = [-10, 120]
+    ((severity, *_),) = severe("suspected sentinel", **changes)
+    assert severity == "look"
+    changes["features__static"]["age"] = {"column": "age", "missing_codes": [-9]}
+    assert severe("suspected sentinel", **changes) == []
+
+
+def test_columns_that_share_a_sentinel_are_told_together(busy, severe):
+    ids = pd.read_csv(busy.folder / "patients.csv")["id"]
+    rng = np.random.default_rng(0)
+    columns = {f"q{i}": np.where(ids <= 4 + 10 * i, -9, rng.normal(50, 9, 300)) for i in range(4)}
+    changed(busy, "patients", **columns)
+    features = {"patients": list(columns)}
+    ((severity, where, count, _, message),) = severe(
+        "suspected sentinel", features__columns=features
+    )
+    assert (where, count) == ("features.columns.patients.0 and 3 more", 4 + 14 + 24 + 34)
+    assert severity == "blocking"
+    assert "in each of 4 columns -9 lies outside" in message
+
+
+def test_a_measurement_has_sentinels_too(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    hdl = (labs["test"] == "hdl") & (labs["id"] < 40)
+    changed(busy, "labs", x=labs["x"].where(~hdl, 999))
+    ((severity, where, count, _, message),) = severe("suspected sentinel")
+    assert (severity, where) == ("blocking", "features.measurements.hdl")
+    assert count == hdl.sum()
+    assert "999 lies outside" in message
+
+
+def test_sentinels_are_counted_in_every_shard(busy):
+    config = busy.config(**with_sentinel(busy, -9, 150))
+    found = [check(config, rows)["findings"] for rows in (None, 900)]
+    assert found[0] == found[1]
+    assert "suspected sentinel" in {finding["check"] for finding in found[0]}
+
+
+# -- Codes that are spelt otherwise --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("listed", "occurs"),
+    [
+        ("F17", "f17"),
+        ("F17.2", "F172"),
+        ("F172", "F17.2"),
+        ("F17 2", "F172"),
+        ("F-17", "F17"),
+        ("305.0", "305"),
+        ("041", "41"),
+        ("F17.*", "F172"),
+        ("f17*", "F17.2"),
+        ({"range": ["f16", "f18"]}, "F17.2"),
+    ],
+)
+def test_a_code_that_is_only_spelt_otherwise_is_blocking(busy, severe, listed, occurs):
+    diagnoses = pd.read_csv(busy.folder / "diagnoses.csv")
+    changed(busy, "diagnoses", icd=diagnoses["icd"].replace("F17", occurs))
+    ((severity, where, count, _, message),) = severe(
+        "code spelling", features__history={"smoker": [listed]}
+    )
+    assert (severity, where, count) == ("blocking", "features.history.smoker", 75)
+    assert f"matches no event, but {occurs!r} differ in nothing but case" in message
+    assert severe("absent code", features__history={"smoker": [listed]}) == []
+
+
+@pytest.mark.parametrize("listed", ["F18", "F1", "17", "E117", "041*", {"range": ["001", "139"]}])
+def test_a_code_that_is_another_is_only_absent(busy, severe, listed):
+    diagnoses = pd.read_csv(busy.folder / "diagnoses.csv")
+    changed(busy, "diagnoses", icd=diagnoses["icd"].replace("F17", "41.12"))
+    assert severe("code spelling", features__history={"x": [listed]}) == []
+    assert len(severe("absent code", features__history={"x": [listed]})) == 1
+
+
+def test_rare_spellings_are_counted_and_not_shown(busy, severe):
+    diagnoses = pd.read_csv(busy.folder / "diagnoses.csv")
+    note = pd.DataFrame({"id": [7, 8], "day": 50, "icd": "f-1-8"})
+    busy.write(diagnoses=pd.concat([diagnoses, note]))
+    ((*_, message),) = severe("code spelling", features__history={"x": ["F18"]})
+    assert "but 1 codes differ" in message
+    assert "f-1-8" not in message
+
+
+def test_a_range_that_takes_codes_of_another_length_is_told(busy, severe):
+    diagnoses = pd.read_csv(busy.folder / "diagnoses.csv")
+    more = [
+        pd.DataFrame({"id": np.arange(1, 21), "day": 50, "icd": code})
+        for code in ("390", "41", "410.1", "41234", "4")
+    ]
+    busy.write(diagnoses=pd.concat([diagnoses, *more]))
+    history = {"heart": [{"range": ["390", "459"]}]}
+    ((severity, where, count, share, message),) = severe("code length", features__history=history)
+    assert (severity, where, count, share) == ("look", "features.history.heart", 60, 0.6)
+    assert "holds 3 codes that are shorter or longer than its ends, such as '4', '41'," in message
+    assert severe("code length", features__history={"heart": [{"range": ["F16", "F18"]}]}) == []
+
+
+# -- Classes by split ----------------------------------------------------------------------------
+
+
+def test_few_of_a_class_in_a_split_are_told_by_label_and_split(busy, severe):
+    dealt = {"train": 0.5, "tuning": 0.4, "held_out": 0.1, "repeats": 2}
+    for name in ("patients", "labs", "diagnoses"):
+        table = pd.read_csv(busy.folder / f"{name}.csv")
+        busy.write(**{name: pd.concat([table.assign(id=table["id"] + i * 300) for i in range(3)])})
+    found = severe("few positives", splits=dealt)
+    splits = [message.partition(" are dealt to ")[2] for *_, message in found]
+    assert [text.partition(" by ")[0] for text in splits] == ["held_out"]
+    severity, where, count, share, _ = found[0]
+    assert (severity, where) == ("look", "labels.diabetes")
+    assert 2 <= count < 50
+    assert 0.2 < share < 0.5
+    assert severe("few negatives", splits=dealt | {"repeats": 1}) == []
+
+
+def test_few_of_a_class_are_counted_over_shards(busy):
+    found = [check(busy.config(splits__repeats=2), rows)["findings"] for rows in (None, 900)]
+    assert found[0] == found[1]
+
+
+def test_few_of_a_class_are_not_told_to_mlflow(busy):
+    """The rest of a label's rows would tell how many a small split has."""
+    manifest = check(busy.config())
+    told = shown_manifest(manifest, 11)["findings"]
+    few = [finding for finding in told if finding["check"].startswith("few ")]
+    assert {(f["count"], f["of"], f["share"]) for f in few} == {("–", 0, None)}
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    changed(busy, "labs", day=labs["day"].where(labs.index > 4, None))
+    small = shown_manifest(check(busy.config()), 11)
+    (aside,) = [f for f in small["findings"] if f["check"] == "quarantine"]
+    assert (aside["count"], aside["share"], aside["severity"]) == ("< 11", None, "harmless")
+
+
+# -- Columns, categories and units ---------------------------------------------------------------
+
+
+def test_an_empty_column_is_named_as_that(busy, severe):
+    changed(busy, "patients", weight=None, sex=None)
+    static = {
+        "weight": {"column": "weight"},
+        "sex": {"column": "sex", "categories": ["m", "f"]},
+        "age": {"column": "age"},
+    }
+    found = severe("empty column", features__static=static)
+    assert [(severity, where) for severity, where, *_ in found] == [
+        ("blocking", "sex"),
+        ("blocking", "weight"),
+    ]
+    assert found[1][-1] == "column 'weight' of table patients is empty in all 300 rows"
+    assert severe("all-missing feature", features__static=static) == []
+    one, many = (check(busy.config(features__static=static), n)["findings"] for n in (None, 900))
+    assert one == many
+
+
+def test_an_empty_column_of_values_is_named_as_that(busy, severe):
+    before = changed(busy, "labs", x=None)
+    ((severity, where, count, _, message),) = severe("empty column")
+    assert (severity, where, count) == ("blocking", "labs", len(before))
+    assert message == f"column 'x' of table labs is empty in all {count:,} rows"
+
+
+def test_categories_in_another_case_are_told_by_their_declared_name(busy, severe):
+    ids = pd.read_csv(busy.folder / "patients.csv")["id"]
+    race = np.select([ids <= 20, ids <= 150], ["NON  hispanic", "asian"], "non hispanic")
+    changed(busy, "patients", race=race)
+    static = {"race": {"column": "race", "categories": ["non hispanic", "asian", "other"]}}
+    ((severity, where, count, _, message),) = severe("category spelling", features__static=static)
+    assert (severity, where, count) == ("look", "race", 20)
+    assert "the category 'non hispanic' in nothing but case or blanks" in message
+    assert "NON" not in message
+    static["race"]["categories"] = ["Non Hispanic", "Asian"]
+    with pytest.raises(DataError, match=r"none of the categories 'Non Hispanic', 'Asian' in any"):
+        severe("category spelling", features__static=static)
+
+
+def test_a_unit_that_is_only_spelt_otherwise_is_told(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    changed(busy, "labs", unit=np.where(labs.index % 2, "mm Hg", "k-Pa"))
+    events = busy.content["events"][0] | {"unit": "unit"}
+    sbp = {"sbp": {"unit": "mmHg", "units": {"kPa": 7.5}}, "hdl": {}}
+    found = severe("unit spelling", events__0=events, features__measurements=sbp)
+    assert [(severity, where) for severity, where, *_ in found] == [("blocking", "sbp")] * 2
+    assert sum(count for _, _, count, *_ in found) == (labs["test"] == "sbp").sum()
+    assert any("the declared 'kPa' in nothing but case" in message for *_, message in found)
+    config = busy.config(events__0=events, features__measurements=sbp)
+    assert check(config)["findings"] == check(config, 900)["findings"]
+
+
+def test_missing_codes_of_a_measurement_are_counted_and_not_listed(busy, severe):
+    labs = pd.read_csv(busy.folder / "labs.csv")
+    hdl = (labs["test"] == "hdl") & (labs["id"] < 40)
+    values = labs["x"].astype(object).where(~hdl, -9)
+    values[(labs["test"] == "hdl") & (labs["id"] == 40)] = "n/a"
+    values[(labs["test"] == "sbp") & (labs["id"] == 50)] = -9
+    changed(busy, "labs", x=values)
+    coded = hdl | ((labs["test"] == "hdl") & (labs["id"] == 40))
+    measured = {"sbp": {"plausible": [50, 300]}, "hdl": {"missing_codes": [-9, "n/a"]}}
+    ((severity, where, count, _, message),) = severe(
+        "missing code", features__measurements=measured
+    )
+    assert (severity, where, count) == ("harmless", "hdl", coded.sum())
+    assert message == "-9, 'n/a' made missing"
+    (aside,) = severe("quarantine", features__measurements=measured)  # of sbp, -9 is a value
+    assert "sbp: outside the plausible range" in aside[-1]
+    assert severe("suspected sentinel", features__measurements=measured) == []
+    assert check(busy.config(features__measurements=measured))["features"][8]["observed_rate"] < 1

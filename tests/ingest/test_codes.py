@@ -166,7 +166,7 @@ def test_an_entry_that_holds_nothing_is_a_finding(coded, busy):
     (busy.folder / "some.txt").write_text("F17\nF18\nF19*\n")
     history = {"a": ["X*", {"range": ["E2", "E9"]}], "b": ["F1*"], "c": [{"file": "some.txt"}]}
     assert coded("absent code", features__history=history) == [
-        ("features.history.a", "no code in the events is of X*"),
+        ("features.history.a", "no code in the events is of 'X*'"),
         ("features.history.a", "no code in the events is of E2 to E9"),
         ("features.history.c", "2 of the 3 entries of some.txt occur in no event"),
     ]

@@ -36,8 +36,8 @@ def test_its_known_defects_are_found(nafld):
         for f in nafld.manifest["findings"]
     }
     assert found == {
-        ("repeated code", "chol, hdl", "chol and hdl"): 159_641,
-        ("repeated code", "dbp, sbp", "dbp and sbp"): 33_204,
+        ("repeated code", "chol, hdl", "'chol' and 'hdl'"): 159_641,
+        ("repeated code", "dbp, sbp", "'dbp' and 'sbp'"): 33_204,
         (
             "dated late",
             "labels.fatty_liver",
@@ -51,7 +51,7 @@ def test_its_known_defects_are_found(nafld):
         (
             "unused code",
             "measurements",
-            "2 codes in events that no feature or label uses, such as chol",
+            "2 codes in events that no feature or label uses, such as 'chol'",
         ): 192_859,
     }
 

@@ -190,7 +190,7 @@ def test_a_missing_column_is_named_with_its_key_and_the_nearest_one(load):
     first, second = str(error.value).splitlines()
     assert first.endswith("events.0.code: table labs has no column 'test'; did you mean 'tests'?")
     assert second.endswith(
-        "events.0.numeric_value: table labs has no column 'x'; valid: day, id, tests, value"
+        "events.0.numeric_value: table labs has no column 'x'; valid: 'day', 'id', 'tests', 'value'"
     )
 
 
