@@ -31,6 +31,7 @@ NOBODY = ("NA", "N/A", "#N/A", "<NA>", "NULL", "(NULL)", "\\N", "NONE", "NAN", "
 BLANKS = " \t\n\r\v\f\u00a0\u1680\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
 BLANKS += "".join(map(chr, range(0x2000, 0x200C)))  # from the en quad to the zero width space
 EXACTLY = ("=", "==", "eq", "EQ", "0", "4172703")  # the last is OMOP's concept of =, 0 that of none
+NUMBER_FAULTS = ("not a number", "not finite", "a bound", "signs between", "a decimal")
 LARGEST = 1e18  # beyond it no measurement lies, and a slope per year may leave float32
 
 

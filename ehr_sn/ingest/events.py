@@ -116,7 +116,7 @@ def recorded(db: duckdb.DuckDBPyConnection, config: Config, key: str) -> str:
         selected.append(
             f"""SELECT {as_subject(events.subject_id, subject_type, types)} AS subject_id,
                 {as_time(events.time, config.clock_of(events), types)} AS time
-            FROM {_counted_in(events)} WHERE {identifier(events.code)} IN
+            FROM {_counted_in(config, events)} WHERE {identifier(events.code)} IN
                 (SELECT cell FROM coded_{i} WHERE code_id IN ({held_by(key)}))"""
         )
     return " UNION ALL ".join(selected)
@@ -152,7 +152,8 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
                 WHEN time IS NULL THEN {why_no_time("time", identifier("given time"))}
                 WHEN code_id IS NULL THEN 'no code'
             END AS reason,
-            {value_reason} AS value_reason {", row_id" if row_id else ""} {", coded" if coded else ""}
+            {value_reason} AS value_reason
+            {", row_id" if row_id else ""} {", coded" if coded else ""}
         FROM (SELECT *, {converted} AS converted
             FROM (SELECT _row, _subject AS subject_id, {value} AS value,
                     {number(value, decimal)} AS number, {unit} AS unit, {bound} AS bound,
@@ -162,7 +163,7 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
                     {is_given(events.time)} AS time_given,
                     {identifier(events.time)} AS "given time", _code_id AS code_id
                     {f", {coded} AS coded" if coded else ""}
-                FROM {_counted_in(events)}
+                FROM {_counted_in(config, events)}
                 LEFT JOIN (SELECT DISTINCT subject_id AS _subject FROM cohort)
                     ON _subject = {as_subject(events.subject_id, subject_type, types)}
                 LEFT JOIN (SELECT cell AS _cell, code_id AS _code_id FROM coded_{i})
@@ -174,13 +175,13 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
         _merge_codings(db, judged, events.table)
 
 
-def _counted_in(events: Events) -> str:
+def _counted_in(config: Config, events: Events) -> str:
     """SQL for the rows of a source that its `where` does not leave out."""
     if events.where is None:
         return source(events.table)
-    condition = Expression.parse(events.where).sql(
-        lambda name: identifier(of_table(events.table, name))
-    )
+    where = Expression.parse(events.where)
+    with_comma = where.columns if config.decimal_of(events.table) == "," else ()
+    condition = where.sql(lambda name: identifier(of_table(events.table, name)), with_comma)
     return f"(SELECT * FROM {source(events.table)} WHERE {condition})"
 
 

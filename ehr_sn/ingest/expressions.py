@@ -10,7 +10,7 @@ it, unless the rest decides.
 import ast
 import keyword
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from ehr_sn.ingest.sql import literal, number
@@ -65,9 +65,19 @@ class Expression:
         named = dict.fromkeys(_column(node, quoted) for node in _columns(tree))
         return cls(text, tuple(named), tree, quoted)
 
-    def sql(self, column: Callable[[str], str]) -> str:
-        """The condition in SQL; `column` gives the SQL of each name in `columns`."""
-        return _Sql(lambda node: column(_column(node, self._quoted))).condition(self._tree)
+    def sql(self, column: Callable[[str], str], with_comma: Container[str] = ()) -> str:
+        """The condition in SQL; `column` gives the SQL of each name in `columns`.
+
+        `with_comma` are those of tables with decimal commas.
+        """
+
+        def named(node: ast.expr) -> str:
+            return _column(node, self._quoted)
+
+        def numeric(node: ast.expr) -> str:
+            return number(column(named(node)), "," if named(node) in with_comma else ".")
+
+        return _Sql(lambda node: column(named(node)), numeric).condition(self._tree)
 
 
 def _unquote(text: str) -> tuple[str, dict[str, str]]:
@@ -207,10 +217,10 @@ def is_one_of(value: str, cells: tuple[str | float, ...]) -> str:
 
 
 class _Sql:
-    """Writes SQL; `column` gives that of a node which names a column."""
+    """Writes SQL; `column` gives that of a node which names a column, `number` that as a number."""
 
-    def __init__(self, column: Callable[[ast.expr], str]):
-        self._column = column
+    def __init__(self, column: Callable[[ast.expr], str], number: Callable[[ast.expr], str]):
+        self._column, self._number = column, number
 
     def condition(self, node: ast.expr) -> str:
         match node:
@@ -252,5 +262,4 @@ class _Sql:
             return "'" + literal.replace("'", "''") + "'"
         if literal is not None:
             return repr(literal)
-        column = self._column(node)
-        return f"{column}::VARCHAR" if as_text else number(column)
+        return f"{self._column(node)}::VARCHAR" if as_text else self._number(node)

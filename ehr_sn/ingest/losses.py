@@ -8,8 +8,9 @@ from typing import Any
 import duckdb
 
 from ehr_sn.config import Config
-from ehr_sn.ingest.cells import NO_TIME, SET_ASIDE
+from ehr_sn.ingest.cells import NUMBER_FAULTS, SET_ASIDE
 from ehr_sn.ingest.findings import BLOCKING_FROM, Finding, Severity, by_share
+from ehr_sn.ingest.times import NO_TIME
 from ehr_sn.ingest.wide import feature_columns
 
 DECLARED_FROM = 0.5  # share that a declared rule takes, from which a person should look
@@ -27,8 +28,7 @@ _ADVICE = {
     "no prediction time": "is it the right column?",
     "no code": "is it the right column?",
     "subject appears again": "give one row a subject and prediction time, by SQL",
-    "not a number": 'decimal commas need `decimal: ","`, separated thousands `thousands`, and '
-    "units, < or > in the cells SQL",
+    "not a number": "are there units or words in the cells? Take them apart by SQL",
     "no unit is given": 'if they have one and the same unit, declare `""` among its `units`',
     "the unit is not declared": "declare each among its `units`",
     "outside the plausible range": "another unit than `unit` says, two quantities under one name, "
@@ -108,7 +108,7 @@ def _values_judged(
     """How many values there are of what a reason is about; None where it is not known."""
     name, _, fault = reason.partition(": ")
     events = [one for one in config.events if one.table == table]
-    about_a_column = fault.startswith(("not a number", "not finite"))
+    about_a_column = fault.startswith(NUMBER_FAULTS)
     if events and about_a_column:
         return usable.tables.get(table, 0) + _unusable(counted, table)
     if events and name in config.features.measurements:

@@ -327,7 +327,8 @@ def _numbers(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) ->
                 numbers[column] = dtype
             elif feature.since is None and feature.categories is None:
                 where = config.where(config.features.key(name))
-                require_some_number(db, where, column.table, column.name)
+                decimal = config.decimal_of(column.table)
+                require_some_number(db, where, column.table, column.name, decimal)
     return numbers
 
 
@@ -383,11 +384,12 @@ def _feature(
         if column in ends and low <= ends[column][0] and ends[column][1] <= high:
             values.append(f"({given})::{'FLOAT' if ends[column][2] else 'DOUBLE'}")
             continue
-        bad = value_reason_of(given, column.name, implausible(given, feature, name))
+        decimal = config.decimal_of(column.table)
+        against = implausible(given, feature, name, decimal=decimal)
+        bad = value_reason_of(given, column.name, against, decimal)
+        value = number(given, decimal)
         judged.append(_Judged(column.table, given, bad, name if len(columns) == 1 else None))
-        values.append(
-            f"CASE WHEN {number(given)} BETWEEN {low!r} AND {high!r} THEN {number(given)} END"
-        )
+        values.append(f"CASE WHEN {value} BETWEEN {low!r} AND {high!r} THEN {value} END")
     if len(values) == 1:
         return {name: values[0]}
     return {name: f"list_avg([{', '.join(values)}])"}  # of those that are there
@@ -447,7 +449,9 @@ def _label(columns: Columns, name: str) -> str:
 def _condition(columns: Columns, key: str) -> str:
     found = columns.of_conditions[key]
     text = columns.config.conditions[key]
-    return Expression.parse(text).sql(lambda name: identifier(str(found[name])))
+    config = columns.config
+    with_comma = [name for name, column in found.items() if config.decimal_of(column.table) == ","]
+    return Expression.parse(text).sql(lambda name: identifier(str(found[name])), with_comma)
 
 
 def _used(db: duckdb.DuckDBPyConnection, columns: Columns, table: str) -> tuple[str, str]:
