@@ -640,8 +640,12 @@ def _severity_of_noticed(check: str, n: int, of: int) -> Severity:
     match check:
         case "left out" | "missing code":  # as declared
             return "look" if n > DECLARED_FROM * of else "harmless"
-        case "absent column" | "category spelling":
+        case "absent column" | "category spelling" | "replaced patient" | "no subject id":
             return "look"
+        case "older version" | "repeated version" | "deleted" | "several codes" | "absent table":
+            return "harmless"
+        case "contradicted key" | "time zone":
+            return "blocking" if by_share(n, of) == "blocking" else "look"
         case "unit spelling":
             return "blocking"
         case "unseen category":

@@ -37,10 +37,11 @@ from ehr_sn.ingest.code_sets import MEASUREMENTS, held_by
 from ehr_sn.ingest.columns import of_table
 from ehr_sn.ingest.expressions import Expression, is_one_of
 from ehr_sn.ingest.notices import count, notice
-from ehr_sn.ingest.sql import identifier, literal, number, source
+from ehr_sn.ingest.sql import TIME_TYPES, identifier, literal, number, source
 from ehr_sn.ingest.tables import IDENTITY
 from ehr_sn.ingest.times import as_time, day_of, why_no_time
 
+SAMPLED = 1000  # rows of a table in which offsets are looked for
 MERGED = "another code of an earlier row"
 HASHES_AT_ONCE = 2**25  # eight bytes each, beside what DuckDB holds
 
@@ -87,6 +88,7 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
         FROM event_rows JOIN event_codes USING (code_id)"""
     )
     _notice_impossible_times(db, config)
+    _notice_times_without_offset(db, config)
     return rows
 
 
@@ -344,6 +346,40 @@ def _notice_units(
 def _plain_unit(text: str) -> str:
     signs = ", ".join(map(literal, MICRO))
     return f"lower(regexp_replace(replace({text}, {signs}), '[-\\s._]', '', 'g'))"
+
+
+def _notice_times_without_offset(db: duckdb.DuckDBPyConnection, config: Config) -> None:
+    """Notice local times beside others that say their offset, where no time zone is named."""
+    cohort = config.cohort
+    columns = [(cohort.table, cohort.prediction_time, config.clock)]
+    columns += [(one.table, one.time, config.clock_of(one)) for one in config.events]
+    without, with_offset = [], False
+    for table, column, clock in columns:
+        if not isinstance(column, str) or clock.unit != "timestamp" or clock.format is not None:
+            continue
+        name = identifier(column)
+        sample = f"(SELECT {name} FROM {source(table)} WHERE {name} IS NOT NULL LIMIT {SAMPLED})"
+        kind = types_of(db, table)[column]
+        if kind not in ("VARCHAR", *TIME_TYPES):
+            continue
+        found, lacking = db.execute(
+            f"SELECT count(*) FILTER (has_offset({name})), count(*) FROM {sample}"
+        ).fetchall()[0]
+        with_offset |= found > 0
+        if found < lacking:
+            without.append((table, name))
+    if not with_offset or config.clock.time_zone is not None:
+        return
+    for table, name in without:
+        lacking, of = db.execute(
+            f"""SELECT count(*) FILTER (moment({name}) IS NOT NULL AND NOT has_offset({name})),
+                count({name}) FROM {source(table)}"""
+        ).fetchall()[0]
+        said = (
+            "times do not say their offset from UTC, and others do: they are taken as UTC; name "
+            "the site's time zone, as in `clock: {time_zone: Europe/Berlin}`"
+        )
+        notice(db, "time zone", table, lacking, of, said)
 
 
 def _measured(db: duckdb.DuckDBPyConnection, config: Config) -> tuple[str, str]:

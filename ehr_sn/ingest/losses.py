@@ -20,6 +20,7 @@ REPEATS = "repeats an earlier row"
 _ADVICE = {
     NO_TIME: "if times are written otherwise, say how with `clock: {format: …}`, of this table "
     "alone in its entry of `events`",
+    "is a number: say": "such as `clock: {unit: days, origin: 2000-01-01}`",
     NOT_IN_COHORT: "does its column of the subject hold the same ids as cohort.subject_id, or "
     "those of stays or visits? Then join the tables by SQL; a table of more people than the "
     "cohort's is no fault",

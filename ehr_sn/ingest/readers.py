@@ -116,9 +116,14 @@ def of_one_part(
     return Opened(where, lambda wanted: iter((relation,)), columns, fault)
 
 
-def open_nothing(where: str, columns: tuple[str, ...]) -> Opened:
-    """A table that is not there: columns of text, and no row."""
-    return Opened(where, lambda wanted: iter(()), [(name, "NULL", "VARCHAR") for name in columns])
+def open_nothing(db: duckdb.DuckDBPyConnection, table: Table, where: str, spill: Path) -> Opened:
+    """A table that is not there: its columns, as far as they are known, and no row."""
+    if table.fhir is not None:
+        nothing = spill.with_suffix(".ndjson")
+        nothing.touch()
+        return _open_fhir(db, table.fhir, nothing, where)
+    columns = [(name, "NULL", "VARCHAR") for name in table.optional_columns]
+    return Opened(where, lambda wanted: iter(()), columns)
 
 
 def plain(frame: Any) -> Any:
@@ -165,8 +170,6 @@ _FAULTS = {
 def _open_fhir(db: duckdb.DuckDBPyConnection, resource: str, path: Path, where: str) -> Opened:
     if path.name.lower().removesuffix(".gz").rpartition(".")[2] not in ("ndjson", "jsonl"):
         raise DataError(f"{where}: FHIR is read from .ndjson or .jsonl (both also .gz)")
-    if not path.stat().st_size:
-        return open_nothing(where, tuple(fhir.RESOURCES[resource].columns))
     relation = fhir.flat(literal(glob.escape(str(path))), resource)
     with said_without_values(where):
         columns = typed_columns(db, relation)

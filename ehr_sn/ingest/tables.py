@@ -483,6 +483,9 @@ class OpenedTable:
                 "too narrow"
             )
             notice(self.db, "no subject id", self.name, rows, rows, said)
+        if not rows and self.config.tables[self.name].optional:
+            said = "the optional table is absent or empty: nothing is known of what it would hold"
+            notice(self.db, "absent table", self.name, 1, 1, said)
         if not rows and not self.may_be_empty:
             raise DataError(f"{self.stack.where}: the table is empty: there is nothing to ingest")
         files = len(self.stack.files)
@@ -686,10 +689,7 @@ def _open_table(db: duckdb.DuckDBPyConnection, config: Config, name: str, spill:
         for i, path in enumerate(files)
     ]
     if not opened:
-        listed = table.optional_columns or tuple(
-            fhir.RESOURCES[table.fhir].columns if table.fhir else ()
-        )
-        opened = [open_nothing(where, listed)]
+        opened = [open_nothing(db, table, where, spill / name)]
     return _Stack(where, [_with_optional(table, file) for file in opened])
 
 

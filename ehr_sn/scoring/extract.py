@@ -278,10 +278,11 @@ def _with_known_columns(
     """Without the features none of whose columns is there."""
     tables = (config.cohort.table, *config.cohort.join)
     plain = [column for table in tables for column in headers[table]]
-    known = {*plain, *(f"{table}.{column}" for table in tables for column in headers[table])}
+    qualified = [f"{table}.{column}" for table in tables for column in headers[table]]
+    known = {column.lower() for column in (*plain, *qualified)}
     kept = {}
     for name, feature in config.features.wide.items():
-        columns = tuple(column for column in feature.columns if column in known)
+        columns = tuple(column for column in feature.columns if column.lower() in known)
         if not columns:
             lost = feature.columns[0]
             hint = did_you_mean(lost.rpartition(".")[2], plain, list_all=False)

@@ -397,7 +397,7 @@ def test_typed_times_need_no_format(hospital, stage, times, clock):
 
 
 def test_a_column_of_numbers_is_no_time_on_a_clock_of_timestamps(staged):
-    with pytest.raises(DataError, match="2 rows: prediction time does not parse"):
+    with pytest.raises(DataError, match="2 rows: prediction time is a number: say what it counts"):
         staged(clock={"unit": "timestamp"})
 
 
