@@ -101,9 +101,9 @@ def as_code(cell: str, dtype: str) -> str:
     return rf"regexp_replace({text}, '^([1-9]\d{{3,}})\.0+$', '\1')"
 
 
-def is_bound(comparator: str) -> str:
+def is_bound(comparator: str, dtype: str) -> str:
     """SQL that is true of a sign, or of an OMOP operator concept, which makes a value a bound."""
-    sign = as_code(f"({comparator})::VARCHAR", "VARCHAR")
+    sign = rf"regexp_replace({as_code(comparator, dtype)}, '^(\d+)\.0+$', '\1')"
     return f"coalesce({sign} NOT IN ({literals(EXACTLY)}), FALSE)"
 
 

@@ -103,6 +103,9 @@ def require_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     for i, events in enumerate(config.events):
         its_own = f"source = {literal(events.table)}"
         usable = count(db, f"SELECT count(*) FROM event_rows WHERE {its_own}")
+        read = count(db, f"SELECT count(*) FROM {source(events.table)}")
+        if not read and config.tables[events.table].optional:
+            continue
         require_usable(db, config.where(f"events.{i}"), events.table, usable)
 
 
@@ -138,7 +141,7 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, i: int, subject_type: 
         code = as_code(identifier(events.unit), types[events.unit])
         unit = f"coalesce(replace({code}, {signs}), '')"
     if events.comparator:
-        bound = is_bound(identifier(events.comparator))
+        bound = is_bound(identifier(events.comparator), types[events.comparator])
     if told_apart := config.row_id_of(events):
         row_id = f"CASE WHEN {is_given(told_apart)} THEN hash({identifier(told_apart)}) END"
     converted, against = _measured(db, config) if events.numeric_value else ("number", "")

@@ -12,76 +12,51 @@ Those that begin with an underscore take the place of casts and of strptime in q
 
 import duckdb
 
-from ehr_sn.ingest.sql import identifier, is_plain_number, literal
-from ehr_sn.ingest.times import WITH_OFFSET, YEAR_OF_FOUR_DIGITS, day_end, moment_of_text
-
-_TYPES = ("x VARCHAR", "x DATE", "x TIMESTAMP", "x TIMESTAMPTZ")
+from ehr_sn.ingest.sql import is_plain_number, literal
+from ehr_sn.ingest.times import WITH_OFFSET, day_end, moment_of_text, parsed
 
 
 def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> None:
-    """Create the functions above, and give the connection the site's time zone, by default UTC."""
+    """Create the functions above, and give the connection the site's time zone, by default UTC.
+
+    They ask for the type of what they are given, for DuckDB takes no aggregate or subquery as the
+    argument of a macro that is defined for several types.
+    """
     db.execute(f"SET TimeZone = {literal(time_zone or 'UTC')}")
-    moment = f"(({moment_of_text('x', time_zone)}) AT TIME ZONE 'UTC')"
-    no_time = "CASE WHEN x IS NOT NULL THEN 'infinity'::TIMESTAMPTZ END"
+    text = f"(({moment_of_text('x::VARCHAR', time_zone)}) AT TIME ZONE 'UTC')"
     day, safe_day = (
-        f"""coalesce(({day_end("_to_date(x)", time_zone, anywhere)}) AT TIME ZONE 'UTC',
-            {no_time})"""
+        f"(({day_end('_to_date(x)', time_zone, anywhere)}) AT TIME ZONE 'UTC')"
         for anywhere in (False, True)
     )
-    _create(
-        db,
-        "moment",
-        {"x VARCHAR": moment, "x DATE": "x::TIMESTAMPTZ", "x TIMESTAMP": "x::TIMESTAMPTZ"}
-        | {"x TIMESTAMPTZ": "x"},
-    )
-    _create(
-        db, "_to_timestamp", dict.fromkeys(_TYPES, "moment(x)::TIMESTAMP") | {"x TIMESTAMP": "x"}
-    )
-    # DuckDB's own cast of a TIMESTAMPTZ gives none.
-    of_day = dict.fromkeys(("x VARCHAR", "x TIME", "x TIMESTAMP"), "TRY_CAST(x AS TIME)")
-    _create(db, "_to_time", of_day | {"x TIMESTAMPTZ": "TRY_CAST(x::TIMESTAMP AS TIME)"})
-    _create(db, "_to_date", dict.fromkeys(_TYPES, "moment(x)::DATE") | {"x DATE": "x"})
-    _create(
-        db,
-        "day_end",
-        dict.fromkeys(_TYPES, day)
-        | {
-            f"{x}, anywhere BOOLEAN": f"CASE WHEN anywhere THEN {safe_day} ELSE {day} END"
-            for x in _TYPES
+    no_time = "CASE WHEN x IS NOT NULL THEN 'infinity'::TIMESTAMPTZ END"
+    own = {
+        "_to_timestamp": ("TIMESTAMP", "TIMESTAMP", "moment(x)::TIMESTAMP"),
+        "_to_date": ("DATE", "DATE", "moment(x)::DATE"),
+    }
+    bodies = {
+        "moment(x)": f"CASE WHEN {_is('VARCHAR')} THEN {text} ELSE TRY_CAST(x AS TIMESTAMPTZ) END",
+        **{
+            f"{name}(x)": f"CASE WHEN {_is(kind)} THEN TRY_CAST(x AS {to}) ELSE {other} END"
+            for name, (kind, to, other) in own.items()
         },
-    )
-    _create(
-        db,
-        "known",
-        {
-            "x VARCHAR": f"""coalesce(
-                CASE WHEN length(x) = 10 THEN {day} ELSE {moment} END, {no_time})""",
-            "x DATE": day,
-            "x TIMESTAMP": "x::TIMESTAMPTZ",
-            "x TIMESTAMPTZ": "x",
-        },
-    )
-    _create(
-        db,
-        "has_offset",
-        dict.fromkeys(_TYPES, "x IS NULL AND FALSE")
-        | {
-            "x VARCHAR": f"coalesce(regexp_full_match(x, '{WITH_OFFSET}'), FALSE)",
-            "x TIMESTAMPTZ": "x IS NOT NULL",
-        },
-    )
+        # DuckDB's own cast of a TIMESTAMPTZ gives none.
+        "_to_time(x)": f"""CASE WHEN {_is("TIMESTAMP WITH TIME ZONE")}
+            THEN TRY_CAST(TRY_CAST(x AS TIMESTAMP) AS TIME) ELSE TRY_CAST(x AS TIME) END""",
+        "day_end(x, anywhere := FALSE)": f"""coalesce(
+            CASE WHEN anywhere THEN {safe_day} ELSE {day} END, {no_time})""",
+        "known(x)": f"""CASE WHEN {_is("DATE")} OR {_is("VARCHAR")} AND length(x::VARCHAR) = 10
+            THEN day_end(x) ELSE coalesce(moment(x), {no_time}) END""",
+        "has_offset(x)": f"""CASE WHEN {_is("VARCHAR")}
+            THEN coalesce(regexp_full_match(x::VARCHAR, '{WITH_OFFSET}'), FALSE)
+            ELSE {_is("TIMESTAMP WITH TIME ZONE")} AND x IS NOT NULL END""",
+        "_strptime(x, f)": parsed("x::VARCHAR", "f"),
+    }
+    for signature, body in bodies.items():
+        db.execute(f"CREATE OR REPLACE MACRO {signature} AS {body}")
     for name, decimal in (("_number", "."), ("_comma_number", ",")):
         plain = f"CASE WHEN {is_plain_number('x', decimal)} THEN x END"
-        # TRY_CAST would give NULL in every row.
-        no_number = f"CASE WHEN x IS NOT NULL THEN error({literal('a time is no number')}) END"
-        times = dict.fromkeys(_TYPES[1:], f"{no_number}::BIGINT")
-        _create(db, name, {"x VARCHAR": plain, "x": "x"})
-        _create(db, f"_cast{name}", {"x VARCHAR": plain, **times, "x": "x"})
-    parsed = "try_strptime(x, f)"
-    dated = f"CASE WHEN year({parsed}) >= {YEAR_OF_FOUR_DIGITS} THEN {parsed} END"
-    _create(db, "_strptime", {"x, f": dated})
+        db.execute(f"CREATE OR REPLACE MACRO {name} (x VARCHAR) AS {plain}, (x) AS x")
 
 
-def _create(db: duckdb.DuckDBPyConnection, name: str, bodies: dict[str, str]) -> None:
-    defined = ", ".join(f"({parameters}) AS {body}" for parameters, body in bodies.items())
-    db.execute(f"CREATE OR REPLACE MACRO {identifier(name)} {defined}")
+def _is(dtype: str) -> str:
+    return f"typeof(x) = {literal(dtype)}"

@@ -13,11 +13,15 @@ from typing import Any
 
 import duckdb
 
-from ehr_sn.ingest.sql import is_number
-
 _TABLE_FUNCTIONS = ("generate_series", "range", "unnest")  # the others read files or DuckDB itself
-_TIME_CASTS = {"DATE": "_to_date", "TIMESTAMP": "_to_timestamp", "DATETIME": "_to_timestamp"}
-_TIME_CASTS |= {"TIMESTAMPTZ": "moment", "TIMESTAMP WITH TIME ZONE": "moment", "TIME": "_to_time"}
+_TIME_CASTS = {"DATE": "_to_date", "TIME": "_to_time", "DATETIME": "_to_timestamp"}
+_TIME_CASTS |= {f"TIMESTAMP{unit}": "_to_timestamp" for unit in ("", "_S", "_MS", "_US", "_NS")}
+_TIME_CASTS |= dict.fromkeys(
+    ("TIMESTAMPTZ", "TIMESTAMPTZ_NS", "TIMESTAMP WITH TIME ZONE"), "moment"
+)
+_TO_NUMBER = """SELECT CASE WHEN typeof(x) = 'VARCHAR' THEN TRY_CAST(f(x::VARCHAR) AS INT)
+    WHEN typeof(x) IN ('DATE', 'TIME', 'TIMESTAMP', 'TIMESTAMP WITH TIME ZONE')
+    THEN CAST(x AS INT) ELSE TRY_CAST(x AS INT) END"""  # where TRY_CAST would give NULL in every row
 _MAY_FAIL = ("make_date", "make_timestamp", "make_timestamptz", "make_time")
 _PARSERS = ("strptime", "try_strptime")
 _CLOCKS = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")
@@ -63,9 +67,7 @@ class Query:
         ValueError
             It is no single SELECT, reads anything but tables, or uses what changes by itself.
         """
-        with duckdb.connect() as db:
-            (written,) = db.execute("SELECT json_serialize_sql($1::VARCHAR)", [text]).fetchall()[0]
-        tree = json.loads(written)
+        tree = _parsed(text)
         if tree["error"]:
             unparsed = tree["error_type"] == "parser"
             raise ValueError(
@@ -92,7 +94,7 @@ class Query:
             frozenset(_tables(tree, frozenset())),
             frozenset(name.lower() for path in [*columns, *using] for name in path),
             everything,
-            written,
+            json.dumps(tree),
         )
 
     def reads(self, header: Sequence[str]) -> list[str]:
@@ -140,11 +142,44 @@ def _lenient_cast(cast: dict[str, Any], child: dict[str, Any], with_comma: Conta
     target = cast["type_expr"].get("type_name", "").upper()
     if target in _TIME_CASTS:
         return _call(_TIME_CASTS[target], cast["child"], cast["alias"])
-    if is_number(target) or target in ("DECIMAL", "NUMERIC", "REAL", "INT"):
-        name = child.get("column_names", [""])[-1].lower()
-        function = "_cast_comma_number" if name in with_comma else "_cast_number"
-        cast = cast | {"child": _call(function, cast["child"])}
+    if child["class"] == "COLUMN_REF" and target in _numeric_types():
+        comma = child["column_names"][-1].lower() in with_comma
+        function = "_comma_number" if comma else "_number"
+        template = _parsed(_TO_NUMBER)["statements"][0]["node"]["select_list"][0]
+        return _filled(template, child, cast["type_expr"], function) | {"alias": cast["alias"]}
     return cast | {"try_cast": True}
+
+
+def _filled(node: Any, child: Any, target: Any, function: str) -> Any:
+    """The template of a cast, with the column, the type and the function that are meant."""
+    if isinstance(node, list):
+        return [_filled(part, child, target, function) for part in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("class") == "COLUMN_REF":
+        return child | {"alias": ""}
+    kept = {key: _filled(part, child, target, function) for key, part in node.items()}
+    if node.get("class") == "CAST" and node["type_expr"]["type_name"] != "VARCHAR":
+        return kept | {"type_expr": target}
+    if node.get("function_name") == "f":
+        return kept | {"function_name": function, "qualified_name": {"path": [function]}}
+    return kept
+
+
+@cache
+def _numeric_types() -> frozenset[str]:
+    """DuckDB's types of numbers, under all of their names."""
+    with duckdb.connect() as db:
+        found = db.execute(
+            "SELECT upper(type_name) FROM duckdb_types() WHERE type_category = 'NUMERIC'"
+        ).fetchall()
+    return frozenset(name for (name,) in found)
+
+
+def _parsed(text: str) -> Any:
+    with duckdb.connect() as db:
+        (written,) = db.execute("SELECT json_serialize_sql($1::VARCHAR)", [text]).fetchall()[0]
+    return json.loads(written)
 
 
 def _call(function: str, argument: Any, alias: str = "") -> dict[str, Any]:

@@ -194,8 +194,8 @@ def _open_parquet(db: duckdb.DuckDBPyConnection, path: Path, where: str) -> Open
 
 
 def _open_text(table: Table, path: Path, delimiter: str, where: str, spill: Path) -> Opened:
-    if table.encoding is not None:
-        path = _as_utf8(path, table.encoding, where, spill)
+    if table.encoding is not None or table.skip_rows:
+        path = _as_utf8(path, table.encoding or "utf-8-sig", where, spill, table.skip_rows)
     header = _header(path, delimiter, where, table.skip_rows)
     # Nothing is left to DuckDB's sniffer: it skips lines at the top that look unlike the rest, and
     # a damaged file would lose patients without a word.
@@ -203,7 +203,7 @@ def _open_text(table: Table, path: Path, delimiter: str, where: str, spill: Path
     file = literal(glob.escape(str(path)))
     relation = (
         f"read_csv({file}, auto_detect = false, columns = {columns}, header = true, "
-        f"skip = {table.skip_rows}, delim = {literal(delimiter)}, quote = '\"', escape = '\"', "
+        f"delim = {literal(delimiter)}, quote = '\"', escape = '\"', "
         f"max_line_size = {LONGEST_LINE}, buffer_size = {LONGEST_LINE})"
     )
     cells = {name: f"nullif(trim(c{i}), '')" for i, name in enumerate(header)}
@@ -230,7 +230,7 @@ def _number_of(trimmed: str, cell: str, table: Table) -> str:
         number = rf"[+-]?{grouped}({fraction})?"
         return f"""CASE WHEN regexp_full_match({trimmed}, '{_quoted(number)}')
             THEN replace({trimmed}, {literal(str(table.thousands))}, '') ELSE {cell} END"""
-    with_comma = rf"[+-]?({whole}?{fraction}|{grouped or whole})([eE][+-]?\d+)?"
+    with_comma = rf"[+-]?((?:{whole})?{fraction}|{grouped or whole})([eE][+-]?\d+)?"
     bare = trimmed if not grouped else f"replace({trimmed}, {literal(str(table.thousands))}, '')"
     point = f"replace({bare}, ',', '.')"
     return f"""CASE WHEN regexp_full_match({trimmed}, '{_quoted(with_comma)}')
@@ -243,17 +243,20 @@ def _quoted(pattern: str) -> str:
     return pattern.replace("'", "''")
 
 
-def _as_utf8(path: Path, encoding: str, where: str, spill: Path) -> Path:
-    """A copy in UTF-8, so that the copy is read as any other file."""
+def _as_utf8(path: Path, encoding: str, where: str, spill: Path, skip: int) -> Path:
+    """A copy in UTF-8, without the lines above the header, to be read as any other file."""
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with (
             opened(path, "rt", encoding=encoding, newline="") as file,
             spill.open("w", encoding="utf-8", newline="") as copy,
         ):
+            for _ in range(skip):
+                file.readline()
             shutil.copyfileobj(file, copy, 1 << 20)
     except UnicodeError:
-        raise DataError(f"{where}: the file is not {encoding} text") from None
+        said = _NOT_UTF8 if encoding == "utf-8-sig" else f"the file is not {encoding} text"
+        raise DataError(f"{where}: {said}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise DataError(f"{where}: {DAMAGED}") from None
     return spill
@@ -264,8 +267,6 @@ def _header(path: Path, delimiter: str, where: str, skip: int) -> list[str]:
     line = skip + 1
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            for _ in range(skip):
-                file.readline()
             first_line = file.readline()
         header = next(csv.reader([first_line], delimiter=delimiter, strict=True), [])
     except csv.Error:
@@ -327,7 +328,10 @@ def _open_xpt(
     def parts(columns: list[str]) -> Iterator[str]:
         relation, start = f"xpt_{name}", 0
         while True:
-            frame, _ = read(encoding, usecols=columns, row_offset=start, row_limit=XPT_ROWS)
+            try:
+                frame, _ = read(encoding, usecols=columns, row_offset=start, row_limit=XPT_ROWS)
+            except UnicodeDecodeError:
+                raise DataError(f"{where}: {_NOT_UTF8}") from None
             db.register(relation, frame_of(frame))
             yield identifier(relation)
             db.unregister(relation)

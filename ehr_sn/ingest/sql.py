@@ -86,6 +86,8 @@ def typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[st
             sql, kind = f"{column}::TINYINT", "TINYINT"
         elif dtype in TIME_TYPES:
             sql, kind = column, dtype
+        elif dtype == "TIMESTAMPTZ_NS":
+            sql, kind = f"TRY_CAST({column} AS TIMESTAMPTZ)", "TIMESTAMP WITH TIME ZONE"
         elif dtype.startswith("TIMESTAMP"):  # of another precision
             sql, kind = f"TRY_CAST({column} AS TIMESTAMP)", "TIMESTAMP"
         elif is_number(dtype):

@@ -7,7 +7,7 @@ import glob
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -367,6 +367,14 @@ class _Stack:
         names = [[name.lower() for name, _, _ in file.columns] for file in self.files]
         return [c for c in self.header if all(known.count(c.lower()) == 1 for known in names)]
 
+    def has_type(self, column: str) -> bool:
+        """Whether the files' types of a column can be brought together."""
+        try:
+            self.type(column)
+        except DataError:
+            return False
+        return True
+
     def types(self, column: str) -> set[str]:
         """The types that the files have for a column."""
         named = column.lower()
@@ -423,20 +431,37 @@ class OpenedTable:
         if not sources or table.path is None or any(map(self.config.row_id_of, sources)):
             return ()
         used = {name.lower() for name in self.columns}
-        others = [name for name in self.stack.of_all_files if name.lower() not in used]
-        file = self.stack.files[0] if self.stack.files else None
-        if not others or file is None:
-            return ()
-        sql = AnyCase((name, sql) for name, sql, _ in file.columns)
-        sampled = ", ".join(f"{sql[name]} AS {identifier(name)}" for name in others)
-        repeats = ", ".join(f"count(*) - count(DISTINCT {identifier(name)})" for name in others)
-        with said_without_values(file.where, file.fault):
-            part = next(file.parts(others), f"(SELECT {sampled} LIMIT 0)")
-            found = self.db.execute(
-                f"SELECT {repeats} FROM (SELECT {sampled} FROM {part} LIMIT {SAMPLED_ROWS})"
-            ).fetchall()[0]
-        unique = [name for name, n in zip(others, found, strict=True) if not n]
-        return tuple(unique[:1] or others)
+        others = [
+            name
+            for name in self.stack.of_all_files
+            if name.lower() not in used and self.stack.has_type(name)
+        ]
+        return tuple(self._unrepeated(others)[:1] or others)
+
+    def _unrepeated(self, columns: list[str]) -> list[str]:
+        """Those of which no two of the first rows have the same cell."""
+        if not columns:
+            return []
+        typed = ", ".join(f"{identifier(name)} {self.stack.type(name)}" for name in columns)
+        self.db.execute(f"CREATE OR REPLACE TEMP TABLE sampled ({typed})")
+        rows = 0
+        for file in self.stack.files:
+            names = AnyCase((name, name) for name, _, _ in file.columns)
+            cells = ", ".join(self._cell(file, name) for name in columns)
+            with said_without_values(file.where, file.fault):
+                for part in file.parts([names[name] for name in columns]):
+                    if rows < SAMPLED_ROWS:
+                        rows += count(
+                            self.db,
+                            f"INSERT INTO sampled SELECT {cells} FROM {part} "
+                            f"LIMIT {SAMPLED_ROWS - rows}",
+                        )
+            if rows >= SAMPLED_ROWS:
+                break
+        repeats = ", ".join(f"count(*) - count(DISTINCT {identifier(name)})" for name in columns)
+        found = self.db.execute(f"SELECT {repeats} FROM sampled").fetchall()[0]
+        self.db.execute("DROP TABLE sampled")
+        return [name for name, n in zip(columns, found, strict=True) if not n and rows > 1]
 
     @property
     def _type_of_identity(self) -> str:
@@ -568,11 +593,11 @@ class OpenedTable:
 
     def _deleted(self, resource: str) -> str | None:
         """SQL that is true of a version which a list of deletions names, unless it is newer."""
-        files = _deleted_files(self.config, self.name)
+        files = [path for path in _deleted_files(self.config, self.name) if path.stat().st_size]
         if not files:
             return None
         lists = " UNION ALL ".join(
-            fhir.deleted(literal(glob.escape(str(path)))) for path in files if path.stat().st_size
+            f"FROM {fhir.deleted(literal(glob.escape(str(path))))}" for path in files
         )
         return f"""EXISTS (SELECT 1 FROM ({lists}) gone
             WHERE gone.type = {literal(resource)} AND gone.id = told.id
@@ -660,7 +685,9 @@ def _open_stacks(
             for table in config.reads(name)
         }
         every = [column for table in read for column in stacks[table].header]
-        relation, columns = rehearse(where, query, read, every, config.clock.time_zone)
+        relation, columns = rehearse(
+            where, query, read, every, config.clock.time_zone, _with_comma(config, stacks, read)
+        )
         stacks[name] = _Stack(where, [of_one_part(where, relation, columns, _UNFIT)])
         queries += [
             Reference(f"tables.{name}.sql", Column(table, column))
@@ -668,6 +695,14 @@ def _open_stacks(
             for column, _ in columns
         ]
     return stacks, queries
+
+
+def _with_comma(config: Config, stacks: dict[str, _Stack], read: Iterable[str]) -> set[str]:
+    """The columns, in lower case, that only tables with decimal commas have."""
+    named: dict[str, set[str]] = {".": set(), ",": set()}
+    for table in read:
+        named[config.decimal_of(table)] |= {column.lower() for column in stacks[table].header}
+    return named[","] - named["."]
 
 
 def _open_table(db: duckdb.DuckDBPyConnection, config: Config, name: str, spill: Path) -> _Stack:

@@ -26,7 +26,7 @@ _LOCAL = rf"{_DAY}([T ]{_HOURS})?"
 _PLAIN = rf"{_DAY}([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d+)?)?Z?)?"  # as DuckDB reads it at once
 WITH_OFFSET = rf"{_DAY}[T ]{_HOURS}{_OFFSET}"
 _SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
-YEAR_OF_FOUR_DIGITS = 1000  # from which a year that a format reads cannot have lost two digits
+_YEAR_OF_FOUR_DIGITS = 1000  # from which a year that a format reads cannot have lost two digits
 _ANYWHERE = 36  # hours after which a day that began at midnight in UTC has ended everywhere
 
 
@@ -81,12 +81,19 @@ def moment_of_text(text: str, time_zone: str | None = None) -> str:
 
 def moment_by_format(text: str, form: str, time_zone: str | None) -> str:
     """SQL for a text that is written by a format, as a timestamp in UTC; NULL where it is not."""
-    parsed = f"try_strptime({text}, {literal(form)})"
-    time = _in_utc(parsed) if "%z" in form else _from_local(parsed, time_zone)
-    if "%Y" not in form and "%G" not in form:
-        return time
-    # DuckDB reads %Y from two digits, too: 03.05.20 would be in the year 20.
-    return f"CASE WHEN year({time}) >= {YEAR_OF_FOUR_DIGITS} THEN {time} END"
+    time = parsed(text, literal(form))
+    return _in_utc(time) if "%z" in form else _from_local(time, time_zone)
+
+
+def parsed(text: str, form: str) -> str:
+    """SQL for what strptime makes of a text by a format, or a list of formats, given as SQL.
+
+    DuckDB reads %Y from two digits, too (03.05.20 would be in the year 20), and words such as
+    infinity in any format.
+    """
+    time = f"try_strptime({text}, {form})"
+    sound = f"year({time}) >= {_YEAR_OF_FOUR_DIGITS} AND regexp_matches({text}, '[0-9]')"
+    return f"CASE WHEN {sound} THEN {time} END"
 
 
 def day_end(day: str, time_zone: str | None, anywhere: bool = False) -> str:
@@ -144,4 +151,4 @@ def _to_local(time: str, time_zone: str | None) -> str:
 
 def _in_utc(moment: str) -> str:
     """SQL for a TIMESTAMPTZ as a timestamp in UTC: as AT TIME ZONE 'UTC' gives it, but quicker."""
-    return f"TRY(make_timestamp(epoch_us({moment})))"
+    return f"CASE WHEN isfinite({moment}) THEN make_timestamp(epoch_us({moment})) END"

@@ -44,7 +44,8 @@ def settle(
     known = " AND ".join(f"{identifier(column)} IS NOT NULL" for column in key)
     several = f"""SELECT {keys} FROM {relation} WHERE {known} GROUP BY ALL
         HAVING count(DISTINCT {VERSION}) > 1"""
-    age = f"row({', '.join([*newest, '0'])})"
+    known_age = [part for sql in newest for part in (f"({sql}) IS NOT NULL", sql)]
+    age = f"row({', '.join([*known_age, '0'])})"  # NULL is older than anything
     content = f"hash(0, {', '.join(map(identifier, compared))})"
     db.execute(
         f"""CREATE OR REPLACE TEMP TABLE {LEFT_OUT} AS

@@ -27,6 +27,7 @@ from ehr_sn.ingest.cells import (
     create_quarantine,
     implausible,
     is_given,
+    is_given_subject,
     plausible,
     require_some_number,
     require_usable,
@@ -190,7 +191,8 @@ def _judge_joined(
 ) -> None:
     """Make the table `joined_TABLE`: its rows of the cohort's subjects, one a subject."""
     subject = config.cohort.subject_id
-    key = as_subject(subject, subject_type_of(db, config), types_of(db, table))
+    types = types_of(db, table)
+    key = as_subject(subject, subject_type_of(db, config), types)
     raw, content = _used(db, columns, table)
     db.execute(
         f"""CREATE TABLE {_joined(table)} AS SELECT *, CASE
@@ -201,7 +203,7 @@ def _judge_joined(
             END AS reason
         FROM (SELECT *, hash(0 {content}) AS content
             FROM (SELECT _row AS {_row_of(table)}, _subject AS joined_subject,
-                    {is_given(subject)} AS given {raw}
+                    {is_given_subject(subject, types)} AS given {raw}
                 FROM {source(table)} LEFT JOIN (SELECT DISTINCT subject_id AS _subject
                     FROM judged_cohort WHERE reason IS NULL)
                 ON _subject = {key}))
