@@ -327,6 +327,42 @@ def test_a_number_is_written_with_the_table_s_signs_or_is_none(staged, cells, ta
     assert dict(zip(cells, found, strict=True)) == cells
 
 
+@pytest.mark.parametrize("table", [{}, {"thousands": "."}], ids=str)
+def test_nothing_need_stand_before_a_decimal_comma(staged, table):
+    cells = {",5": 0.5, "-,25": -0.25, "+,5": 0.5}
+    found = values(staged({"x": [*cells]}, **as_csv(";", decimal=",", **table)))
+    assert dict(zip(cells, found, strict=True)) == cells
+
+
+@pytest.fixture
+def cast(staged):
+    """A function: values as text, how their table is written, and a type → them, cast in SQL."""
+
+    def read(cells, kind, **table):
+        tables = {name: {"path": f"{name}.csv"} for name in ("patients", "diagnoses")}
+        tables["raw"] = {"path": "labs0.csv", "delimiter": ";"} | table
+        tables["labs"] = {"sql": f"SELECT id, day, test, CAST(x AS {kind}) AS x FROM raw"}
+        found = staged({"x": [*cells]}, file="labs{}.csv", delimiter=";", tables=tables)
+        return [x for (x,) in found.rows("SELECT x FROM source.labs ORDER BY day::INT")]
+
+    return read
+
+
+@pytest.mark.parametrize(("cells", "table"), WRITTEN, ids=str)
+def test_a_cast_in_sql_reads_a_number_by_the_same_signs(cast, cells, table):
+    numbers = {
+        cell: None if isinstance(number, str) else number
+        for cell, number in cells.items()
+        if cell not in ("1e19", "inf")  # numbers, which are no values
+    }
+    assert dict(zip(numbers, cast(numbers, "DOUBLE", **table), strict=True)) == numbers
+
+
+@pytest.mark.parametrize("kind", ["FLOAT4", "FLOAT8", "INT2", "INT4", "INT8", "LONG", "DECIMAL(9)"])
+def test_a_cast_to_a_type_under_another_name_reads_the_same(cast, kind):
+    assert cast(["1_234", "7", "1_2"], kind) == [None, 7, None]
+
+
 def test_a_column_in_which_all_is_text_says_how_its_numbers_may_be_written(staged):
     for cells, table, said in (
         (["12,5", "7,5"], {}, 'declare `decimal: ","`'),
@@ -370,6 +406,13 @@ def test_a_comparator_may_be_a_number(staged, kind):
     assert values(found) == [A_BOUND, 2, 3]
 
 
+@pytest.mark.parametrize("kind", [pa.int64(), pa.float64(), pa.decimal128(12, 1)], ids=str)
+def test_omop_s_0_for_no_operator_makes_no_bound(staged, kind):
+    signs = pa.array([0, 0, 4171756], pa.int32()).cast(kind)
+    found = staged({"x": [1, 2, 3], "sign": signs}, events__0__comparator="sign")
+    assert values(found) == [1, 2, A_BOUND]
+
+
 def test_a_bound_is_no_feature(staged):
     columns = {"day": [50, 60], "x": [5.0, 2.0], "sign": ["=", "<"]}
     features = staged(columns, events__0__comparator="sign").features()
@@ -388,3 +431,8 @@ def test_a_duration_is_refused_by_name(staged, unit):
         DataError, match="column 'x' holds durations, whose unit a number would not"
     ):
         staged({"x": column})
+
+
+def test_a_duration_that_nothing_reads_does_no_harm(staged):
+    column = pa.array([timedelta(hours=1)], pa.duration("us"))
+    assert values(staged({"x": [5.0], "stay": column})) == [5]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ehr_sn.errors import DataError
-from ehr_sn.ingest.store import ingest
+from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.ingest.tables import connect, load_tables
 
 LABS = "id,day,test,x\n1,50,sbp,120\n"
@@ -184,6 +184,17 @@ def test_columns_are_found_in_any_case_in_each_part(load):
     assert [row[0] for row in load(files)] == ["1", "1", "2"]
 
 
+@pytest.mark.parametrize(
+    "other", [pa.array([NOON]), pa.array([NOON - NOON.replace(hour=1)])], ids=lambda c: str(c.type)
+)
+def test_what_nothing_reads_may_be_of_any_type(load, other):
+    files = {
+        "labs0.parquet": TYPED | {"more": pa.array([1.5])},
+        "labs1.parquet": TYPED | {"more": other},
+    }
+    assert len(load(files)) == 2
+
+
 # -- columns in any case -------------------------------------------------------------------------
 
 
@@ -275,6 +286,12 @@ def test_lines_above_the_header_can_be_left_out(load):
         load({"labs.csv": above + LABS + "1,50\n"}, path="labs.csv", skip_rows=3)
 
 
+@pytest.mark.parametrize("above", ['a\n"odd\nx"\n', '5" tape\n"b\nc\n', '"\n\n\n'])
+def test_quotes_above_the_header_cost_no_row(load, above):
+    read = [("1", "50", "sbp", "120"), ("2", "60", "hdl", "40")]
+    assert load({"labs.csv": f"{above}{LABS}2,60,hdl,40\n"}, skip_rows=3) == read
+
+
 # -- what may be missing -------------------------------------------------------------------------
 
 
@@ -313,6 +330,33 @@ def test_columns_that_are_optional_may_be_lacking(hospital, stage):
     hospital.draw(labs="id day test x U\n1 50 hdl 120 mmol")
     staged = stage(hospital.config(**events, tables__labs__optional_columns=["u"]))
     assert staged.rows("SELECT u FROM source.labs") == [("mmol",)]
+
+
+@pytest.mark.parametrize("there", ["absent", "no rows", "no bytes"])
+def test_a_table_that_is_optional_may_be_absent_or_empty(busy, there):
+    for name in ("more.csv", "Condition.ndjson"):
+        if there != "absent":
+            (busy.folder / name).write_text(
+                "" if there == "no bytes" or "nd" in name else "id,day,icd\n"
+            )
+    if there == "no bytes":
+        (busy.folder / "more.csv").unlink()
+    plain = ingest(busy.config(data_dir=str(busy.folder / "plain")))
+    tables = busy.content["tables"] | {
+        "more": {"path": "more.csv", "optional": True, "optional_columns": ["id", "day", "icd"]},
+        "conditions": {"path": "Condition*.ndjson", "fhir": "Condition", "optional": True},
+    }
+    more = [
+        {"table": "more", "subject_id": "id", "time": "day", "code": "icd"},
+        {"table": "conditions", "subject_id": "subject_id", "time": "known", "code": "code"},
+    ]
+    more[1]["clock"] = {"unit": "timestamp"}
+    events = [*busy.content["events"], *more]
+    with_more = ingest(busy.config(tables=tables, events=events))
+    for name in ("values", "mask", "labels"):
+        file = f"{name}.parquet"
+        assert (with_more / file).read_bytes() == (plain / file).read_bytes(), file
+    assert Store(with_more).manifest["tables"]["more"]["rows"] == 0
 
 
 def test_a_table_that_is_not_optional_may_not_be_absent(load):
@@ -404,6 +448,17 @@ def test_a_sas_label_in_another_encoding_does_no_harm(xpt):
     labels = {"column_labels": {"X": "Ferritin(#g/L)"}}
     read = xpt(people(), (b"Ferritin(#g/L)", b"Ferritin(\xb5g/L)"), **labels)
     assert [x for *_, x, _ in read] == [0, 7, None]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_sas_text_in_another_encoding_is_refused_where_it_is_used(xpt, place):
+    texts = ["n#n", "no", ""] if place == 0 else ["no", "n#n", ""]
+    content = {"frame": people(D=texts), "replaced": (b"n#n", b"n\xf3n")}
+    with pytest.raises(DataError, match=r"not UTF-8 text: save it so, or name its `encoding`"):
+        xpt(**content)
+    assert [one for *_, one in xpt(**content, encoding="cp1252")] == [
+        t.replace("#", "ó") or None for t in texts
+    ]
 
 
 def test_sas_text_in_another_encoding_harms_nothing_where_it_is_not_used(xpt):

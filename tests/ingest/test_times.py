@@ -263,6 +263,14 @@ def test_a_format_is_for_what_has_no_type_of_time(times):
     assert times(numbers, **new_york) == [None, None]
 
 
+@pytest.mark.parametrize("of", ["UTC", "+02:00", "Asia/Tokyo"])
+def test_moments_to_the_nanosecond_are_read(times, of):
+    """As pandas wrote them up to its version 2."""
+    column = pa.array([NOON, None], pa.timestamp("ns", of))
+    assert times(column) == times(column, time_zone=NEW_YORK) == [NOON, None]
+    assert times(column, "t::TIMESTAMP", time_zone=NEW_YORK) == [NOON, None]
+
+
 # -- formats -------------------------------------------------------------------------------------
 
 FORMATS = {  # format: texts, with their time in UTC, and of a site in New York
@@ -307,6 +315,14 @@ def test_text_may_be_a_time_by_a_format(times, form):
         assert dict(zip(texts, times(texts, parsed, **clock), strict=True)) == expected
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_no_word_is_a_time_by_a_format(times, form):
+    """DuckDB takes the first three for times in any format."""
+    words = ["epoch", "infinity", "-infinity", "now", ""]
+    assert times([*words], format=form) == [None] * 5
+    assert times([*words], f"strptime(t, '{form}')") == [None] * 5
+
+
 @pytest.mark.parametrize("form", ["%d.%m.%Y %Z", "%d.%m.%Y %H:%M %p", "%d.%m.%Y %I:%M"])
 def test_a_format_that_would_misread_a_time_is_refused(made, form):
     with pytest.raises(ConfigError, match="format: "):
@@ -336,6 +352,14 @@ def test_a_cast_in_sql_reads_text_by_the_same_grammar(times, cast):
     assert (
         dict(zip(expected, times([*expected], cast, time_zone=NEW_YORK), strict=True)) == expected
     )
+
+
+@pytest.mark.parametrize("kind", ["TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_US", "TIMESTAMP_NS"])
+def test_a_cast_to_another_precision_reads_text_by_the_same_grammar(times, kind):
+    expected = times_in_new_york()
+    texts = [text for text in expected if not {".", ","} & {*text}]  # whole seconds
+    found = times(texts, f"t::{kind}", time_zone=NEW_YORK)
+    assert dict(zip(texts, found, strict=True)) == {text: expected[text] for text in texts}
 
 
 DAYS = [  # text, zone, the site's day in which it lies
@@ -409,6 +433,24 @@ def test_what_is_given_and_no_time_is_set_aside_as_such(made, stage, sql, zone):
         "no time",
         *["time does not parse as a time between the years 1 and 9999"] * 2,
     ]
+
+
+AGGREGATES = [
+    *("min(t)::TIMESTAMP", "TRY_CAST(max(t) AS TIMESTAMPTZ)", "any_value(t)::TIMESTAMP"),
+    *("coalesce(min(t), '')::TIMESTAMP", "max(CASE WHEN x = '0' THEN t END)::TIMESTAMP"),
+    *("moment(min(t))", "known(min(t))", "CASE WHEN has_offset(min(t)) THEN min(t) END"),
+]
+OF_EACH_ROW = [
+    *("lag(t, 0) OVER (ORDER BY x)::TIMESTAMP", "known(max(t) OVER ())"),
+    "(SELECT min(t) FROM raw)::TIMESTAMP",
+]
+
+
+@pytest.mark.parametrize("sql", [*AGGREGATES, *OF_EACH_ROW])
+def test_what_is_cast_or_asked_may_be_an_aggregate(made, stage, sql):
+    grouped = "GROUP BY ALL" if sql in AGGREGATES else ""
+    config = made(["2020-01-05T10:00+02:00"], f"{sql} AS t FROM raw {grouped} --")
+    assert stage(config).rows("SELECT time FROM events") == [(at("2020-01-05 08:00"),)]
 
 
 # -- the machine's zone --------------------------------------------------------------------------

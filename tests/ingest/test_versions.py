@@ -76,6 +76,13 @@ def test_equally_new_rows_that_differ_are_all_set_aside_and_the_older_with_them(
     assert left_out == {OLDER: 1, CONTRADICTED: 2}
 
 
+def test_a_row_that_does_not_say_how_new_it_is_is_older_than_one_that_does(settled):
+    drawn = LABS.replace("a    20", "a    .").replace("a    3", "a    ?")
+    rows, left_out, _ = settled(drawn, key="key", newest="said")
+    assert rows == [1, 4, 5, 6]
+    assert left_out == {OLDER: 2}
+
+
 def test_equal_rows_with_one_key_count_once_whatever_nobody_reads(settled):
     drawn = LABS.replace("11  a    20", "10  a    20").replace("12  a    3", "10  a    4")
     rows, left_out, _ = settled(drawn, key="key")
@@ -212,6 +219,22 @@ def test_last_updated_says_what_is_newer_and_then_the_version(of_export, first, 
     assert told == ({OLDER: 1} if counts else {CONTRADICTED: 2})
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "counts"),
+    [
+        ((None, "10"), ("2020-01-06T00:00:00Z", "1"), "2"),
+        (("2020-01-06T00:00:00Z", None), (None, None), "1"),
+        (("2020-01-06T00:00:00Z", None), ("yesterday", None), "1"),
+        (("2020-01-06T00:00:00Z", "1"), ("2020-01-06T00:00:00Z", None), "1"),
+    ],
+)
+def test_a_version_that_says_when_it_is_of_is_newer_than_one_that_does_not(
+    of_export, first, second, counts
+):
+    read, told = of_export([observation("a", 1, *first)], [observation("a", 2, *second)])
+    assert (read, told) == ([("a", counts)], {OLDER: 1})
+
+
 def test_a_resource_that_several_exports_hold_counts_once(of_export):
     same = observation("a", 1, "2020-01-06T00:00:00Z", "3")
     unversioned, nameless = observation("b", 2), observation(None, 3)
@@ -304,6 +327,11 @@ def test_nothing_need_have_been_deleted(of_export):
     assert of_export(one, deleted="deleted.ndjson") == ([("a", "1")], {})
 
 
+def test_a_list_of_deletions_may_have_no_bytes(of_export):
+    one = [observation("a", 1)]
+    assert of_export(one, deleted="d.ndjson", d_ndjson=b"") == ([("a", "1")], {})
+
+
 def test_a_list_of_deletions_holds_bundles_and_is_of_fhir(of_export, hospital):
     with pytest.raises(DataError) as error:
         of_export([observation("a", 1)], deleted="d.ndjson", d_ndjson=lines([observation("b", 5)]))
@@ -376,6 +404,21 @@ def test_row_id_says_which_rows_are_one(measured):
     assert measured(SAME_DAY, events__0__row_id="WARD") == (2, 6.5, [2])
     nameless = SAME_DAY.replace("s1", ". ").replace("s2", ". ")
     assert measured(nameless, events__0__row_id="specimen") == (2, 6.5, [2])
+
+
+WARD_FIRST = """
+id  day  test  x  ward  specimen
+1   1    hdl   5  w     s1
+1   1    hdl   5  w     s2
+1   1    hdl   8  w     s3
+"""
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_what_tells_rows_apart_is_not_taken_from_a_first_part_of_few_rows(measured, rows):
+    header = WARD_FIRST.strip().splitlines()[0]
+    first = "\n".join([header, *["1 9 hdl 6 v s0"] * rows])
+    assert measured(first, WARD_FIRST) == (3 + rows, 6, [])
 
 
 # -- shards --------------------------------------------------------------------------------------
