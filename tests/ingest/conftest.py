@@ -47,7 +47,7 @@ def stage():
     connections = []
 
     def stage_all(config: Config) -> Staged:
-        db = connect()
+        db = connect(time_zone=config.clock.time_zone)
         connections.append(db)
         load_tables(db, config)
         stage_cohort(db, config)

@@ -67,6 +67,11 @@ def resource(kind, **fields):
     return {"resourceType": kind, "id": "i", "subject": {"reference": "Patient/1"}, **fields}
 
 
+def own_ids(resources):
+    """The resources, each under an id that no other has."""
+    return [one | {"id": f"{one['id']}-{i}"} for i, one in enumerate(resources, 1)]
+
+
 def midnight(day):
     """Of a day of the busy hospital's clock, told two hours east of Greenwich."""
     return f"{pd.Timestamp('2020-01-01 02:00') + pd.Timedelta(days=day):%Y-%m-%dT%H:%M:%S}+02:00"
@@ -103,7 +108,7 @@ def load(hospital):
         )
         with connect(time_zone=time_zone) as db:
             load_tables(db, config)
-            query = "SELECT * EXCLUDE (_row) FROM source.fhir ORDER BY _row"
+            query = "SELECT * EXCLUDE (_row, _version) FROM source.fhir ORDER BY _row"
             read = db.execute(query)
             names = [name for name, *_ in read.description]
             return [dict(zip(names, row, strict=True)) for row in read.fetchall()]
@@ -145,17 +150,20 @@ def test_a_panel_is_a_row_for_each_component(load):
 
 def test_an_observation_s_own_row_is_there_if_it_has_a_value_or_no_components(load):
     rows = load(
-        [
-            PRESSURE,
-            PRESSURE | {"valueInteger": 7},
-            observation(),
-            observation(component=[], valueString="x"),
-        ]
+        own_ids(
+            [
+                PRESSURE,
+                PRESSURE | {"valueInteger": 7},
+                observation(),
+                observation(component=[], valueString="x"),
+            ]
+        )
     )
     assert [(row["id"], row["component"]) for row in rows] == [
-        *(("bp", place) for place in (1, 2, 0, 1, 2)),
-        ("o", 0),
-        ("o", 0),
+        *(("bp-1", place) for place in (1, 2)),
+        *(("bp-2", place) for place in (0, 1, 2)),
+        ("o-3", 0),
+        ("o-4", 0),
     ]
 
 
@@ -389,14 +397,15 @@ def test_each_coding_is_a_row_of_the_same_fact(load, kind, field):
         {"code": " "},
         {"system": LOINC, "code": "2339-0", "display": "Glucose"},
     ]
-    rows = load([resource(kind, **{field: {"coding": codings, "text": "sugar"}})] * 2, kind)
+    both = own_ids([resource(kind, **{field: {"coding": codings, "text": "sugar"}})] * 2)
+    rows = load(both, kind)
     assert [(r["line"], r["coding"], r["system"], r["code"], r["display"]) for r in rows] == [
         (line, *coding)
         for line in (1, 2)
         for coding in ((1, "urn:oid:1.2.3", "GLUC", "sugar"), (2, LOINC, "2339-0", "Glucose"))
     ]
-    assert {row["id"] for row in rows} == {"i"}
-    assert {row.get("fact_id", "i") for row in rows} == {"i"}
+    assert [row["id"] for row in rows] == ["i-1", "i-1", "i-2", "i-2"]
+    assert all(row.get("fact_id", row["id"]) == row["id"] for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -447,7 +456,7 @@ def test_a_system_has_no_trailing_slash_nor_version(load, system, read):
 
 def test_an_encounter_is_one_row_with_all_codes_of_its_types(load):
     types = [concept("a", "b"), {"text": "none"}, concept("c")]
-    rows = load([resource("Encounter", type=types), resource("Encounter")], "Encounter")
+    rows = load(own_ids([resource("Encounter", type=types), resource("Encounter")]), "Encounter")
     assert [row["type_code"] for row in rows] == ["a b c", None]
 
 
@@ -534,7 +543,7 @@ def test_the_others_are_known_when_they_were_recorded_or_done(load, kind, fields
 )
 def test_a_day_without_a_time_is_known_when_it_has_ended_at_the_site(load, time_zone, known):
     days = [observation(effectiveDateTime="2019-01-05"), observation(issued="2019-01-05T10:00Z")]
-    rows = load(days, time_zone=time_zone)
+    rows = load(own_ids(days), time_zone=time_zone)
     assert [row["known"] for row in rows] == [moment(known), moment("2019-01-05T10:00Z")]
 
 
@@ -612,34 +621,30 @@ WRITTEN = {
 )
 def test_a_modifier_is_a_column_and_says_what_is_a_fact(load, kind, column):
     expected = [(value, fact) for fact, values in RULES[kind][column].items() for value in values]
-    rows = load(
-        [
-            resource(
-                kind,
-                **{
-                    WRITTEN.get(column, column): concept(value)
-                    if column.endswith("_status") and value
-                    else value
-                },
-            )
-            for value, _ in expected
-        ],
-        kind,
-    )
+    resources = [
+        resource(
+            kind,
+            **{
+                WRITTEN.get(column, column): concept(value)
+                if column.endswith("_status") and value
+                else value
+            },
+        )
+        for value, _ in expected
+    ]
+    rows = load(own_ids(resources), kind)
     assert [(row[column], row["fact"]) for row in rows] == expected
 
 
 @pytest.mark.parametrize("kind", RESOURCES)
 def test_nobody_ignores_a_modifier_extension_or_implicit_rules(load, kind):
     urls = [{"url": "https://example.org/not", "valueBoolean": True}, {"url": "urn:b"}]
-    rows = load(
-        [
-            resource(kind, modifierExtension=urls),
-            resource(kind, implicitRules="https://example.org/rules"),
-            resource(kind, modifierExtension=[], extension=urls),
-        ],
-        kind,
-    )
+    resources = [
+        resource(kind, modifierExtension=urls),
+        resource(kind, implicitRules="https://example.org/rules"),
+        resource(kind, modifierExtension=[], extension=urls),
+    ]
+    rows = load(own_ids(resources), kind)
     assert [(r["fact"], r["modifier_extension"], r["implicit_rules"]) for r in rows] == [
         (0, "https://example.org/not urn:b", None),
         (0, None, "https://example.org/rules"),
@@ -666,7 +671,8 @@ def test_a_verification_status_is_that_of_fhir_among_several_codings(load):
         {"text": "surely"},
         {"extension": [{"url": "http://hl7.org/fhir/StructureDefinition/data-absent-reason"}]},
     ]
-    rows = load([resource("Condition", verificationStatus=one) for one in statuses], "Condition")
+    conditions = [resource("Condition", verificationStatus=one) for one in statuses]
+    rows = load(own_ids(conditions), "Condition")
     assert [(row["verification_status"], row["fact"]) for row in rows] == [
         ("refuted", 0),
         ("confirmed", 1),
@@ -685,7 +691,7 @@ def test_who_replaces_a_patient_is_told_and_nothing_is_merged(load):
         ],
         [{"other": {"reference": "Patient/5"}, "type": "seealso"}],
     ]
-    rows = load([resource("Patient", link=link) for link in links], "Patient")
+    rows = load(own_ids([resource("Patient", link=link) for link in links]), "Patient")
     assert [(row["replaced_by"], row["fact"]) for row in rows] == [("2", 1), ("4", 1), (None, 1)]
 
 
@@ -704,17 +710,15 @@ def test_a_contained_medicine_s_codings_are_the_request_s(load):
         asked = {"contained": contained, "medicationReference": {"reference": reference}}
         return resource("MedicationRequest", **asked, **fields)
 
-    rows = load(
-        [
-            request(others),
-            request([medicine | {"status": "entered-in-error"}]),
-            request([medicine | {"modifierExtension": [{"url": "u"}]}]),
-            request(others, "Medication/med1"),
-            request([], "#med1"),
-            resource("MedicationRequest", medicationReference={"display": "Metformin"}),
-        ],
-        "MedicationRequest",
-    )
+    requests = [
+        request(others),
+        request([medicine | {"status": "entered-in-error"}]),
+        request([medicine | {"modifierExtension": [{"url": "u"}]}]),
+        request(others, "Medication/med1"),
+        request([], "#med1"),
+        resource("MedicationRequest", medicationReference={"display": "Metformin"}),
+    ]
+    rows = load(own_ids(requests), "MedicationRequest")
     assert [(row["line"], row["code"], row["display"], row["fact"]) for row in rows] == [
         *((1, "a", "t", 1), (1, "b", "t", 1)),
         *((2, "a", "t", 0), (2, "b", "t", 0)),
@@ -732,7 +736,8 @@ def test_a_contained_medicine_s_codings_are_the_request_s(load):
 @pytest.mark.parametrize("kind", RESOURCES)
 def test_every_resource_says_its_version_and_line(load, kind):
     meta = {"versionId": "2", "lastUpdated": "2018-12-22T11:00:00.5+01:00"}
-    rows = load([resource(kind, meta={"versionId": "1"}), resource(kind, meta=meta)], kind)
+    resources = [resource(kind, meta={"versionId": "1"}), resource(kind, meta=meta)]
+    rows = load(own_ids(resources), kind)
     assert [(row["version_id"], row["last_updated"], row["line"]) for row in rows] == [
         ("1", None, 1),
         ("2", "2018-12-22T11:00:00.5+01:00", 2),
@@ -781,8 +786,8 @@ def test_deceased_is_unknown_where_nothing_is_said(load, deceased):
 
 
 def test_files_may_be_compressed_and_many(load):
-    content = ndjson([PRESSURE])
-    assert len(load(gzip.compress(content), file="Observation.ndjson.gz")) == 2
+    content, another = ndjson([PRESSURE]), ndjson([PRESSURE | {"id": "another"}])
+    assert len(load(gzip.compress(another), file="Observation.ndjson.gz")) == 2
     assert len(load(content, file="Observation.jsonl", path="Observation.*")) == 4
     assert len(load(content.replace(b"\n", b"\r\n") + b"\n\n", file="b.ndjson")) == 2
 

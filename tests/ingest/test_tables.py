@@ -206,11 +206,21 @@ def test_a_column_that_is_there_twice_is_refused(load):
         load(LABS.replace("day", "test"))
 
 
-def test_columns_must_differ_in_more_than_case(load, hospital):
-    events = {"table": "labs", "subject_id": "id", "time": "ID", "code": "test"}
+@pytest.mark.parametrize("name", ["id", "ID", "Id"])
+def test_columns_must_differ_in_more_than_case(load, hospital, name):
+    events = {"table": "labs", "subject_id": name, "time": "day", "code": "test"}
     hospital.content = hospital.content | {"events": [events]}
-    with pytest.raises(DataError, match="differ in more than upper and lower case"):
-        load(LABS.replace("day", "ID"))
+    with pytest.raises(DataError) as error:
+        load(LABS.replace("id,day,test,x", "id,day,test,ID"))
+    assert str(error.value).endswith(
+        f"events.0.subject_id: table labs has 2 columns named {name!r}, in upper or lower case: "
+        "rename all but one"
+    )
+
+
+def test_columns_that_nothing_reads_may_differ_in_case_alone(load):
+    read = load("id,day,note,Note,test,x,NOTE\n1,50,a,b,sbp,120,c\n2,60,a,b,hdl,40,c\n")
+    assert read == READ
 
 
 def test_a_column_may_have_any_other_name(hospital, stage):

@@ -39,14 +39,15 @@ def make(tmp_path, monkeypatch):
 
 
 def assert_reconciled(manifest):
-    """Of each table of events, what was read is what was kept, set aside and left out."""
+    """Of each table of events, what was read is what was kept, merged, set aside and left out."""
     set_aside = {
         q["table"]: q["count"] for q in manifest["quarantined"] if q["action"] == "row set aside"
     }
     assert manifest["event_rows"]
     for table, rows in manifest["event_rows"].items():
         assert rows["read"] == manifest["tables"][table]["rows"]
-        assert rows["read"] == rows["kept"] + rows["set_aside"] + rows["left_out"]
+        outcomes = ("kept", "merged", "set_aside", "left_out")
+        assert rows["read"] == sum(rows[outcome] for outcome in outcomes)
         assert rows["kept"] == manifest["events"][table]
         assert rows["set_aside"] == set_aside.get(table, 0)
 
@@ -118,15 +119,15 @@ def test_mimic3(make, shared_data):
     labs = table("labevents", "charttime").rename(columns={"subject_id": "subject"})
     labs = labs.rename(columns={"charttime": "known"})
     potassium = labs[(labs["itemid"] == 50971) & labs["valuenum"].between(1, 12)]
-    potassium = potassium[["subject", "known", "valuenum", "valueuom"]].drop_duplicates()
+    assert potassium["row_id"].is_unique  # each row is a measurement of its own
     assert_same(values(store)["potassium.count"], counts(rows, potassium, 2))
-    used = ["subject_id", "charttime", "itemid", "valuenum", "error"]
+    used = ["row_id", "subject_id", "charttime", "itemid", "valuenum", "error"]
     chart = pd.read_csv(folder / "chartevents.csv.gz", usecols=used)
     pulse = chart[chart["itemid"].isin([211, 220045]) & chart["valuenum"].between(10, 300)]
     pulse = pulse[pulse["error"] != 1].rename(
         columns={"subject_id": "subject", "charttime": "known"}
     )
-    pulse = pulse[["subject", "known", "itemid", "valuenum"]].drop_duplicates()
+    assert pulse["row_id"].is_unique
     pulse["known"] = pd.to_datetime(pulse["known"])
     assert_same(values(store)["heart_rate.count"], counts(rows, pulse, 2))
     assert store.manifest["event_rows"]["chartevents"]["left_out"] == (chart["error"] == 1).sum()
@@ -159,7 +160,7 @@ def test_mimic4(make, shared_data):
     assert told["no time: row set aside"] == unknown.sum() < 0.01 * len(labs)
     sodium = labs[(labs["itemid"] == 50983) & labs["valuenum"].between(90, 190)]
     sodium = sodium.rename(columns={"subject_id": "subject", "storetime": "known"})
-    sodium = sodium[["subject", "known", "valuenum"]].drop_duplicates()
+    assert sodium["labevent_id"].is_unique  # each row is a measurement of its own
     assert_same(values(store)["sodium.count"], counts(rows, sodium, 730))
 
 
@@ -646,6 +647,9 @@ def test_fhir_says_what_is_known_and_what_is_a_fact(make, tmp_path):
     assert len(values(store).loc["x0"]) == 3  # without the planned encounter
     findings = {(f["check"], f["where"]): f["count"] for f in store.manifest["findings"]}
     assert findings["left out", "recorded"] == 7
+    for table in ("recorded", "measured"):  # of which two of those told of have two codings
+        merged = store.manifest["event_rows"][table]["merged"]
+        assert merged == findings["several codes", table] == 2
     (bad,) = [f for f in store.manifest["findings"] if f["check"] == "quarantine"]
     assert (bad["where"], bad["count"]) == ("recorded", 1)
     assert "does not parse" in bad["message"]
