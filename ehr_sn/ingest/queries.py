@@ -21,7 +21,7 @@ _TIME_CASTS |= dict.fromkeys(
 )
 _TO_NUMBER = """SELECT CASE WHEN typeof(x) = 'VARCHAR' THEN TRY_CAST(f(x::VARCHAR) AS INT)
     WHEN typeof(x) IN ('DATE', 'TIME', 'TIMESTAMP', 'TIMESTAMP WITH TIME ZONE')
-    THEN CAST(x AS INT) ELSE TRY_CAST(x AS INT) END"""  # where TRY_CAST would give NULL in every row
+    THEN CAST(x AS INT) ELSE TRY_CAST(x AS INT) END"""  # of a time TRY_CAST would always give NULL
 _MAY_FAIL = ("make_date", "make_timestamp", "make_timestamptz", "make_time")
 _PARSERS = ("strptime", "try_strptime")
 _CLOCKS = ("current_date", "current_time", "current_timestamp", "localtime", "localtimestamp")

@@ -70,6 +70,7 @@ class Opened:
     verbatim: Mapping[str, str] = field(default_factory=dict)
     version: str | None = None
     numbered: bool = False
+    lines_above: int = 0  # that are not counted in what DuckDB says
 
 
 def open_file(
@@ -133,7 +134,9 @@ def plain(frame: Any) -> Any:
 
 
 @contextmanager
-def said_without_values(where: str, otherwise: str = DAMAGED) -> Iterator[None]:
+def said_without_values(
+    where: str, otherwise: str = DAMAGED, lines_above: int = 0
+) -> Iterator[None]:
     """Turn DuckDB's complaint about a file, which quotes rows, into one that does not."""
     try:
         yield
@@ -146,7 +149,7 @@ def said_without_values(where: str, otherwise: str = DAMAGED) -> Iterator[None]:
         # In a list within the JSON, DuckDB counts the list's elements for lines.
         line = re.search(r"(?:on Line:|Malformed JSON .* in line) (\d+)", message)
         # Of what is no JSON, DuckDB names the line after.
-        number = int(line[1]) - ("Malformed JSON" in message) if line else None
+        number = int(line[1]) - ("Malformed JSON" in message) + lines_above if line else None
         place = f"line {number}: " if line else ""
         fault = next((said for sign, said in _FAULTS.items() if sign in message), otherwise)
         raise DataError(f"{where}: {place}{fault}") from None
@@ -212,7 +215,7 @@ def _open_text(table: Table, path: Path, delimiter: str, where: str, spill: Path
         for i, name in enumerate(header)
     ]
     opened = of_one_part(where, relation, columns_of_text)
-    return Opened(where, opened.parts, columns_of_text, verbatim=cells)
+    return Opened(where, opened.parts, columns_of_text, verbatim=cells, lines_above=table.skip_rows)
 
 
 def _number_of(trimmed: str, cell: str, table: Table) -> str:

@@ -448,7 +448,7 @@ class OpenedTable:
         for file in self.stack.files:
             names = AnyCase((name, name) for name, _, _ in file.columns)
             cells = ", ".join(self._cell(file, name) for name in columns)
-            with said_without_values(file.where, file.fault):
+            with said_without_values(file.where, file.fault, file.lines_above):
                 for part in file.parts([names[name] for name in columns]):
                     if rows < SAMPLED_ROWS:
                         rows += count(
@@ -494,7 +494,7 @@ class OpenedTable:
                     )
             selected = self._selected(file, place)
             wanted = [names[c] for c in (*self.columns, *self.identity) if c in names]
-            with said_without_values(file.where, file.fault):
+            with said_without_values(file.where, file.fault, file.lines_above):
                 for part in file.parts(wanted):
                     number_of_row = "_row" if file.numbered else f"row_number() OVER () + {rows}"
                     query = f"SELECT {number_of_row} AS _row{selected} FROM {part}"
@@ -615,7 +615,7 @@ class OpenedTable:
                 selected = f"{cell} AS {identifier(name)}"
                 wanted = [given for given in sql if given.lower() == name.lower()]
             where = f"WHERE {condition(name)}" if condition else ""
-            with said_without_values(file.where, file.fault):
+            with said_without_values(file.where, file.fault, file.lines_above):
                 for part in file.parts(wanted):
                     rows += count(
                         self.db,

@@ -52,7 +52,7 @@ def as_time(
         else:
             time = _from_local(f"TRY({_stamp(origin)} + {counted})", clock.time_zone)
     else:
-        time = _of_type(types.get(str(column), "VARCHAR"), written, clock)
+        time = moment_of(types.get(str(column), "VARCHAR"), written, clock)
     return f"""CASE WHEN {time} >= TIMESTAMP '0001-01-01' AND {time} < TIMESTAMP '10000-01-01'
         THEN {time} END"""
 
@@ -117,7 +117,8 @@ def day_of(time: str, time_zone: str | None) -> str:
     return f"{_to_local(time, time_zone)}::DATE"
 
 
-def _of_type(dtype: str, written: str, clock: Clock) -> str:
+def moment_of(dtype: str, written: str, clock: Clock) -> str:
+    """SQL for what is of one of DuckDB's types, on a clock of timestamps, as a timestamp in UTC."""
     match dtype:
         case "TIMESTAMP WITH TIME ZONE":
             return _in_utc(written)

@@ -20,14 +20,14 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from ehr_sn.config import Config
+from ehr_sn.config import Clock, Config
 from ehr_sn.errors import DataError
 from ehr_sn.evaluate.small_cells import is_small
 from ehr_sn.ingest.cells import as_subject
 from ehr_sn.ingest.pseudonyms import create_function
 from ehr_sn.ingest.sql import identifier, is_integer, literal, literals, typed_columns
 from ehr_sn.ingest.tables import connect
-from ehr_sn.ingest.times import moment_of_text
+from ehr_sn.ingest.times import moment_of
 
 COLUMNS = ("subject_id", "prediction_time", "disease", "label")
 NOBODY = ("", "NA", "NULL", r"\N")  # written where a table has no subject
@@ -147,7 +147,7 @@ def _read(db: duckdb.DuckDBPyConnection, labels: Path, timed: bool) -> None:
                 f"{labels}: lacks {', '.join(lacking)}; give {', '.join(wanted)}, or a store"
             )
         id_, time, disease, label = (columns.get(name, ("NULL", "")) for name in COLUMNS)
-        moment = {"VARCHAR": moment_of_text(time[0]), "TIMESTAMP": time[0]}.get(time[1], "NULL")
+        moment = moment_of(time[1], time[0], Clock())
         text = f"lower(({label[0]})::VARCHAR)"
         db.execute(
             f"""CREATE TABLE given AS SELECT row_number() OVER () AS row,

@@ -175,10 +175,10 @@ def test_a_moment_is_read_in_utc():
 
 
 def test_an_absent_column_is_missing_with_a_warning(run, extract):
-    change(extract / "people.csv", lambda people: people.rename(columns={"age": "Age"}))
+    change(extract / "people.csv", lambda people: people.rename(columns={"age": "ages"}))
     folder = run(extract)
     assert summary(folder)["absent_features"] == {
-        "age": "the extract has no column 'age' (did you mean 'Age'?)"
+        "age": "the extract has no column 'age' (did you mean 'ages'?)"
     }
     assert scores_of(folder)["observed"].max() == 6
 
