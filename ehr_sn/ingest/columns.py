@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from ehr_sn.config import CONCEPTS, Config
@@ -106,8 +107,20 @@ class Columns:
             )
             hint = did_you_mean(column.name, header, list_all=known)
             question = "" if known else ". Does its first line name the columns?"
+            if self._names_folders(column):
+                hint, question = f"folders named {column.name}=… are not read as a column", ""
             raise DataError(f"{fault} has no column {column.name!r}; {hint}{question}")
         return Column(column.table, found[0])
+
+    def _names_folders(self, column: Column) -> bool:
+        """Whether a table's files lie in folders COLUMN=VALUE, as Hive and Spark write them."""
+        path = self.config.tables[column.table].path
+        if path is None or "{" in path:
+            return False
+        whole = self.config.resolve(path)
+        files = Path(whole.anchor).glob(str(whole.relative_to(whole.anchor)))
+        first = next(files, whole)
+        return any(part.lower().startswith(f"{column.name.lower()}=") for part in first.parts)
 
     @cached_property
     def of_features(self) -> dict[str, list[Column]]:

@@ -39,8 +39,8 @@ _NOT_UTF8 = "the file is not UTF-8 text: save it so, or name its `encoding`, suc
 _CONVERT = {
     "xlsx": "a spreadsheet: save each sheet as CSV UTF-8, with dates as YYYY-MM-DD",
     "xls": "a spreadsheet: save each sheet as CSV UTF-8, with dates as YYYY-MM-DD",
-    "sav": "SPSS: convert it by pandas.read_spss(FILE, convert_categoricals=False)",
-    "dta": "Stata: convert it by pandas.read_stata(FILE, convert_categoricals=False)",
+    "sav": "SPSS: convert it by pyreadstat.read_sav(FILE)[0].to_parquet(…)",
+    "dta": "Stata: convert it by pyreadstat.read_dta(FILE)[0].to_parquet(…)",
     "sas7bdat": "SAS: write it as SAS XPORT (.xpt)",
     "rds": "R: convert it by arrow::write_parquet(readRDS(FILE), …)",
     "json": "JSON, which is read for FHIR alone: say which resource, as in `fhir: Patient`",
@@ -86,6 +86,8 @@ def open_file(
     if table.fhir is not None:
         return _open_fhir(db, table.fhir, path, where)
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    if table.optional and not path.stat().st_size:
+        return open_nothing(db, table, where, spill)
     if kind in _TEXT or (table.delimiter is not None and kind not in ("parquet", "xpt")):
         delimiter = table.delimiter or DELIMITERS.get(kind)
         if delimiter is None:
@@ -223,8 +225,9 @@ def _number_of(trimmed: str, cell: str, table: Table) -> str:
 
     A number that had a comma gets an exponent, as `is_plain_number` wants it.
     """
-    decimal, thousands = re.escape(table.decimal), re.escape(table.thousands or "")
-    grouped = rf"\d{{1,3}}({thousands}\d{{3}})+" if table.thousands else ""
+    signs = "[ \u00a0\u202f]" if table.thousands == " " else f"[{table.thousands}]"
+    decimal, together = re.escape(table.decimal), _quoted(signs)
+    grouped = rf"\d{{1,3}}({signs}\d{{3}})+" if table.thousands else ""
     whole = rf"(\d+|{grouped})" if grouped else r"\d+"
     fraction = rf"{decimal}\d+"
     if table.decimal == ".":
@@ -232,9 +235,9 @@ def _number_of(trimmed: str, cell: str, table: Table) -> str:
             return cell
         number = rf"[+-]?{grouped}({fraction})?"
         return f"""CASE WHEN regexp_full_match({trimmed}, '{_quoted(number)}')
-            THEN replace({trimmed}, {literal(str(table.thousands))}, '') ELSE {cell} END"""
+            THEN regexp_replace({trimmed}, '{together}', '', 'g') ELSE {cell} END"""
     with_comma = rf"[+-]?((?:{whole})?{fraction}|{grouped or whole})([eE][+-]?\d+)?"
-    bare = trimmed if not grouped else f"replace({trimmed}, {literal(str(table.thousands))}, '')"
+    bare = f"regexp_replace({trimmed}, '{together}', '', 'g')" if grouped else trimmed
     point = f"replace({bare}, ',', '.')"
     return f"""CASE WHEN regexp_full_match({trimmed}, '{_quoted(with_comma)}')
         THEN CASE WHEN contains({trimmed}, ',') AND NOT regexp_matches({trimmed}, '[eE]')

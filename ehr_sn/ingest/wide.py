@@ -212,6 +212,8 @@ def _judge_joined(
     _set_row_aside(db, _joined(table), table)
     usable = count(db, f"SELECT count(*) FROM {_joined(table)} WHERE reason IS NULL")
     where = config.where(f"cohort.join.{config.cohort.join.index(table)}")
+    if config.tables[table].optional and not count(db, f"SELECT count(*) FROM {source(table)}"):
+        return
     require_usable(db, where, table, usable)
 
 
