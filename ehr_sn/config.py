@@ -1160,7 +1160,8 @@ class Config(StrictModel):
                 raise ValueError(f"{key}: no table {table!r}; {did_you_mean(table, self.tables)}")
         if self.cohort.order_by is not None and self.cohort.take == "every":
             raise ValueError(
-                "cohort.order_by: tells which row of a subject to take: set `take`, too"
+                "cohort.order_by: goes with `take: first` or `take: last`; of every row, each "
+                "needs its own prediction_time"
             )
         if self.cohort.table in self.cohort.join:
             raise ValueError("cohort.join: names cohort.table, which is joined with itself already")
@@ -1316,6 +1317,11 @@ class Config(StrictModel):
                 of_feature = key.startswith("features.")
                 if of_feature and label.prevalent and share_a_code(codes, label.codes or ()):
                     raise ValueError(gives_away(key, name))
+
+    def may_be_empty(self, table: str) -> bool:
+        """Whether a table may have no row: an optional one, or a query of such tables alone."""
+        read = self.reads(table)
+        return self.tables[table].optional or (bool(read) and all(map(self.may_be_empty, read)))
 
     def row_id_of(self, events: Events) -> str | None:
         """The column that tells rows of events apart: as given, or that of a FHIR resource."""

@@ -15,6 +15,7 @@ from ehr_sn.config import Config, Range
 from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.requirements import REASONS, Requirement, require
 from ehr_sn.ingest.sql import (
+    NOBODY,
     AnyCase,
     as_text,
     identifier,
@@ -23,13 +24,11 @@ from ehr_sn.ingest.sql import (
     literals,
     number,
     source,
+    trimmed,
 )
 
 SET_ASIDE = "row set aside"
 MADE_MISSING = "value made missing"
-NOBODY = ("NA", "N/A", "#N/A", "<NA>", "NULL", "(NULL)", "\\N", "NONE", "NAN", "NAT", ".", "?")
-BLANKS = " \t\n\r\v\f\u00a0\u1680\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
-BLANKS += "".join(map(chr, range(0x2000, 0x200C)))  # from the en quad to the zero width space
 EXACTLY = ("=", "==", "eq", "EQ", "0", "4172703")  # the last is OMOP's concept of =, 0 that of none
 NUMBER_FAULTS = ("not a number", "not finite", "a bound", "signs between", "a decimal")
 LARGEST = 1e18  # beyond it no measurement lies, and a slope per year may leave float32
@@ -73,21 +72,25 @@ def as_subject(
     if is_integer(dtype):
         return f"TRY_CAST({identifier(column)} AS {subject_type})"
     written = as_text(identifier(column), dtype)
+    bare = trimmed(written) if dtype == "VARCHAR" else written
     if subject_type == "VARCHAR":
-        whole = rf"regexp_replace({written}, '^(0|-?[1-9]\d*)\.0+$', '\1')"
-        return f"CASE WHEN NOT {_stands_for_nobody(written)} THEN {whole} END"
-    return rf"TRY_CAST(regexp_extract({written}, '^(0|-?[1-9]\d*)(\.0+)?$', 1) AS BIGINT)"
+        whole = rf"nullif(regexp_replace({bare}, '^(0|-?[1-9]\d*)\.0+$', '\1'), '')"
+        return f"CASE WHEN NOT {_stands_for_nobody(bare)} THEN {whole} END"
+    as_number = r"TRY_CAST(regexp_extract({}, '^(0|-?[1-9]\d*)(\.0+)?$', 1) AS BIGINT)"
+    if dtype != "VARCHAR":
+        return as_number.format(written)
+    return f"coalesce({as_number.format(written)}, {as_number.format(bare)})"
 
 
 def is_given_subject(column: str, types: Mapping[str, str]) -> str:
     """SQL that is true of an id which stands for somebody."""
     if types.get(column, "VARCHAR") != "VARCHAR":
         return is_given(column)
-    return f"{is_given(column)} AND NOT {_stands_for_nobody(identifier(column))}"
+    return f"{is_given(column)} AND NOT {_stands_for_nobody(trimmed(identifier(column)))}"
 
 
 def _stands_for_nobody(text: str) -> str:
-    return f"upper({text}) IN ({literals(NOBODY)})"
+    return f"upper({text}) IN ({literals(('', *NOBODY))})"
 
 
 def as_code(cell: str, dtype: str) -> str:
@@ -95,7 +98,7 @@ def as_code(cell: str, dtype: str) -> str:
 
     No coding system writes .0 behind four digits, and tables with gaps do; 428.0 is ICD-9's.
     """
-    text = f"nullif(trim({as_text(cell, dtype)}, {literal(BLANKS)}), '')"
+    text = f"nullif({trimmed(as_text(cell, dtype))}, '')"
     if dtype != "VARCHAR":
         return text
     return rf"regexp_replace({text}, '^([1-9]\d{{3,}})\.0+$', '\1')"

@@ -640,9 +640,15 @@ def _severity_of_noticed(check: str, n: int, of: int) -> Severity:
     match check:
         case "left out" | "missing code":  # as declared
             return "look" if n > DECLARED_FROM * of else "harmless"
-        case "absent column" | "category spelling" | "replaced patient" | "no subject id":
+        case (
+            "absent column"
+            | "category spelling"
+            | "replaced patient"
+            | "no subject id"
+            | "absent table"
+        ):
             return "look"
-        case "older version" | "repeated version" | "deleted" | "several codes" | "absent table":
+        case "older version" | "repeated version" | "deleted" | "several codes":
             return "harmless"
         case "contradicted key" | "time zone":
             return "blocking" if by_share(n, of) == "blocking" else "look"

@@ -146,6 +146,7 @@ def _all(entries: tuple[Entry, ...]) -> Iterator[Pattern]:
 
 
 def _pattern(entry: str) -> Pattern:
+    entry = re.sub(r"^([1-9]\d{3,})\.0+$", r"\1", entry)  # as `cells.as_code` has the tables' codes
     if not entry.endswith("*"):
         return Pattern(entry, entry, entry, exact=True)
     prefix = entry.removesuffix("*")

@@ -1,5 +1,6 @@
 """Names in a configuration → the tables' columns that they mean, or what is wrong with them."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,6 +108,8 @@ class Columns:
             )
             hint = did_you_mean(column.name, header, list_all=known)
             question = "" if known else ". Does its first line name the columns?"
+            if re.fullmatch(r"\d{4}-\d\d-\d\d.*", column.name):
+                hint, question = "a date is written without quotes", ""
             if self._names_folders(column):
                 hint, question = f"folders named {column.name}=… are not read as a column", ""
             raise DataError(f"{fault} has no column {column.name!r}; {hint}{question}")

@@ -175,6 +175,9 @@ def _fetch(config: Config, folder: Path) -> dict[str, Fetched]:
 def _find(config: Config, name: str, reader: _Reader) -> _Table:
     wanted, names = config.tables[name].table or name, reader.names()
     if wanted not in names:
+        alike = [name for name in names if name.lower() == wanted.lower()]
+        wanted = alike[0] if len(alike) == 1 else wanted
+    if wanted not in names:
         key = f"tables.{name}.table" if config.tables[name].table else f"tables.{name}"
         hint = did_you_mean(wanted, names)
         raise DataError(

@@ -4,8 +4,9 @@ Made here in DuckDB:
 
 - `events`: source, subject_id, time, code, numeric_value
 - `event_rows`: the same, with code_id for the code
+- `events_by_code`: the same without source, and one row a code of what has several
 
-The two are views of the judged rows: no event is copied, and codes are compared as numbers.
+They are views of the judged rows: no event is copied, and codes are compared as numbers.
 """
 
 from collections.abc import Iterator
@@ -57,6 +58,7 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
         A column of values holds no number at all.
     """
     subject_type = subject_type_of(db, config)
+    db.execute("CREATE TABLE joint_codes (code_id INTEGER, code VARCHAR)")
     rows: dict[str, dict[str, int]] = {}
     kept = []
     for i, events in enumerate(config.events):
@@ -87,6 +89,12 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
         """CREATE VIEW events AS SELECT source, subject_id, time, code, numeric_value
         FROM event_rows JOIN event_codes USING (code_id)"""
     )
+    db.execute(
+        """CREATE VIEW events_by_code AS SELECT subject_id, time, numeric_value,
+            coalesce(j.code, c.code) AS code
+        FROM event_rows JOIN event_codes c USING (code_id)
+            LEFT JOIN joint_codes j USING (code_id)"""
+    )
     _notice_impossible_times(db, config)
     _notice_times_without_offset(db, config)
     return rows
@@ -104,7 +112,7 @@ def require_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         its_own = f"source = {literal(events.table)}"
         usable = count(db, f"SELECT count(*) FROM event_rows WHERE {its_own}")
         read = count(db, f"SELECT count(*) FROM {source(events.table)}")
-        if not read and config.tables[events.table].optional:
+        if not read and config.may_be_empty(events.table):
             continue
         require_usable(db, config.where(f"events.{i}"), events.table, usable)
 
@@ -255,6 +263,10 @@ def _merge_codings(db: duckdb.DuckDBPyConnection, judged: str, table: str) -> No
         FROM (SELECT DISTINCT codes FROM found)"""
     )
     members = "(SELECT code_id AS joint_id, unnest(codes) AS code_id FROM joint)"
+    db.execute(
+        f"""INSERT INTO joint_codes SELECT joint_id, code FROM {members} m
+        JOIN event_codes USING (code_id)"""
+    )
     db.execute(
         f"""INSERT INTO event_codes SELECT joint_id, string_agg(code, ' = ' ORDER BY code)
         FROM {members} JOIN event_codes USING (code_id) GROUP BY 1"""

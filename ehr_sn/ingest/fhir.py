@@ -160,24 +160,26 @@ _COMMON = {
 }
 _ABOUT_FIELDS = {**_COMMON, "subject": _REFERENCE, "encounter": _REFERENCE}
 _ABOUT = {"id": "id", "subject_id": _id("subject"), "encounter_id": _id("encounter")}
-_FACT = {"fact_id": "id", "coding": "place_of_coding"}
+_FACT_ID = "coalesce(id, 'line ' || line)"
+_FACT = {"fact_id": _FACT_ID, "coding": "place_of_coding"}
 
 _OBSERVED = {"code": _CONCEPT, **_VALUE}
 _OWN = ", ".join(f"{name} := {name}" for name in _OBSERVED)
 _NUMBER = """coalesce(part.valueQuantity.value, part.valueInteger,
     CASE part.valueBoolean WHEN 'true' THEN '1' WHEN 'false' THEN '0' END)"""
-_EVENTS = "effectiveTiming.event"
+_MOMENTS = """list_sort(list_transform(effectiveTiming.event,
+    lambda e: {'moment': moment(e), 'written': e}))"""  # in their order, whatever their offsets
 _STARTS = (
     "effectiveDateTime",
     "effectivePeriod.start",
     "effectiveInstant",
-    f"list_min({_EVENTS})",
+    f"({_MOMENTS})[1].written",
 )
 _ENDS = (
     "effectiveDateTime",
     'effectivePeriod."end"',
     "effectiveInstant",
-    f"list_max({_EVENTS})",
+    f"({_MOMENTS})[-1].written",
 )
 _HAPPENED = (*_ENDS, "effectivePeriod.start")
 # Who records it knows that it has begun; else it begins somewhere in the period.
@@ -251,7 +253,7 @@ RESOURCES = {
         {
             **_ABOUT,
             "component": "place",
-            "fact_id": "CASE place WHEN 0 THEN id ELSE id || '/' || place END",
+            "fact_id": f"CASE place WHEN 0 THEN {_FACT_ID} ELSE {_FACT_ID} || '/' || place END",
             "coding": "place_of_coding",
             "known": _known("_happened", "_first_day", "_issued"),
             "time": "coalesce(_start, _issued)",

@@ -6,13 +6,16 @@
 - `day_end(x)`: the end of the site's day in which x lies, infinite as `known(x)` is;
   `day_end(x, anywhere)` with TRUE, and without a time zone: when that day has ended everywhere
 - `has_offset(x)`: whether x says its offset from UTC
+- `written_time(x)`: the time of day as x is written, whatever its offset; of a typed TIMESTAMPTZ,
+  the site's
+- `id(x)`: an id as text, to join by: 7 also where gaps made it 7.0; NULL for NA, NULL and the like
 
 Those that begin with an underscore take the place of casts and of strptime in queries.
 """
 
 import duckdb
 
-from ehr_sn.ingest.sql import is_plain_number, literal
+from ehr_sn.ingest.sql import NOBODY, is_plain_number, literal, literals, trimmed
 from ehr_sn.ingest.times import WITH_OFFSET, day_end, moment_of_text, parsed
 
 
@@ -49,6 +52,11 @@ def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> No
         "has_offset(x)": f"""CASE WHEN {_is("VARCHAR")}
             THEN coalesce(regexp_full_match(x::VARCHAR, '{WITH_OFFSET}'), FALSE)
             ELSE {_is("TIMESTAMP WITH TIME ZONE")} AND x IS NOT NULL END""",
+        "written_time(x)": rf"""CASE WHEN {_is("VARCHAR")} THEN TRY_CAST(nullif(regexp_extract(
+                x::VARCHAR, '[T ](\d\d:\d\d(:\d\d([.]\d+)?)?)', 1), '') AS TIME)
+            ELSE _to_time(x) END""",
+        "id(x)": f"""CASE WHEN upper(trim(x::VARCHAR)) NOT IN ({literals(("", *NOBODY))})
+            THEN regexp_replace({trimmed("x::VARCHAR")}, '^(0|-?[1-9][0-9]*)[.]0+$', '\\1') END""",
         "_strptime(x, f)": parsed("x::VARCHAR", "f"),
     }
     for signature, body in bodies.items():

@@ -110,7 +110,7 @@ def _stage(db: duckdb.DuckDBPyConnection, config: Config, staged: Path, shard: i
     known = "lifetimes WHERE born IS NOT NULL" if born else "lifetimes LIMIT 0"
     queries = {
         "events": "SELECT subject_id, time, code, numeric_value::FLOAT AS numeric_value "
-        "FROM events",
+        "FROM events_by_code",
         "births": f"SELECT subject_id, born AS time FROM {known}",
         "statics": f"""SELECT subject_id, time, entry.key AS code, entry.value AS numeric_value
             FROM (SELECT subject_id, {at} AS time, unnest(map_entries(MAP {{{listed}}})) AS entry
@@ -119,8 +119,8 @@ def _stage(db: duckdb.DuckDBPyConnection, config: Config, staged: Path, shard: i
         "FROM labels JOIN cohort USING (row)",
         "splits": "SELECT subject_id, split FROM splits",
         "codes": f"""SELECT DISTINCT code, split_part(key, '.', -1) AS measurement
-            FROM (SELECT DISTINCT code FROM events) LEFT JOIN (SELECT code, key FROM code_sets
-                WHERE starts_with(key, {literal(MEASUREMENTS)})) USING (code)""",
+            FROM (SELECT DISTINCT code FROM events_by_code)
+            LEFT JOIN (SELECT code, key FROM code_sets WHERE starts_with(key, {literal(MEASUREMENTS)})) USING (code)""",
     }
     if not statics:
         queries["statics"] = f"{queries['events']} LIMIT 0"

@@ -10,6 +10,7 @@ import gzip
 import re
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class Opened:
     verbatim: Mapping[str, str] = field(default_factory=dict)
     version: str | None = None
     numbered: bool = False
+    empty: frozenset[str] = frozenset()  # columns without a single cell, of whatever type
     lines_above: int = 0  # that are not counted in what DuckDB says
 
 
@@ -94,7 +96,7 @@ def open_file(
             raise DataError(f"{where}: say what separates its cells: `delimiter`")
         return _open_text(table, path, delimiter, where, spill)
     if kind == "parquet":
-        return _open_parquet(db, path, where)
+        return _open_parquet(db, table, path, where)
     if kind == "xpt":
         return _open_xpt(db, table, path, where, spill.name)
     said = "not a known format"
@@ -182,20 +184,35 @@ def _open_fhir(db: duckdb.DuckDBPyConnection, resource: str, path: Path, where: 
     return Opened(where, parts, columns, version="line")
 
 
-def _open_parquet(db: duckdb.DuckDBPyConnection, path: Path, where: str) -> Opened:
-    file = literal(glob.escape(str(path)))
+def _open_parquet(db: duckdb.DuckDBPyConnection, table: Table, path: Path, where: str) -> Opened:
+    quoted = literal(glob.escape(str(path)))
     with said_without_values(where):
-        opened = open_relation(db, where, f"read_parquet({file}, hive_partitioning = false)")
-        (relation,) = opened.parts([])
+        opened = open_relation(db, where, f"read_parquet({quoted}, hive_partitioning = false)")
     try:
-        schema = pq.read_schema(path)
+        file = pq.ParquetFile(path)
+        schema, empty = file.schema_arrow, _without_cells(file.metadata)
     except (OSError, pa.ArrowException):
         return opened  # which DuckDB can read, and need not hold anything of Arrow's own
     durations = {column.name for column in schema if pa.types.is_duration(column.type)}
     columns = [
         (name, sql, DURATION if name in durations else kind) for name, sql, kind in opened.columns
     ]
-    return of_one_part(where, relation, columns)
+    verbatim = {name: sql for name, sql, kind in columns if kind == "VARCHAR"}
+    columns = [
+        (name, _number_of(sql, sql, table) if name in verbatim else sql, kind)
+        for name, sql, kind in columns
+    ]
+    return Opened(where, opened.parts, columns, verbatim=verbatim, empty=empty)
+
+
+def _without_cells(metadata: pq.FileMetaData) -> frozenset[str]:
+    """The columns of which Parquet's statistics say that every cell is missing."""
+    rows, missing = metadata.num_rows, Counter[str]()
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.statistics is not None and column.statistics.has_null_count:
+                missing[column.path_in_schema] += column.statistics.null_count
+    return frozenset(name for name, n in missing.items() if n == rows)
 
 
 def _open_text(table: Table, path: Path, delimiter: str, where: str, spill: Path) -> Opened:
@@ -273,8 +290,7 @@ def _header(path: Path, delimiter: str, where: str, skip: int) -> list[str]:
     line = skip + 1
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-            first_line = file.readline()
-        header = next(csv.reader([first_line], delimiter=delimiter, strict=True), [])
+            header = next(csv.reader(file, delimiter=delimiter, strict=True), [])
     except csv.Error:
         raise DataError(f"{where}: line {line}: {_FAULTS['invalid state']}") from None
     except UnicodeDecodeError:

@@ -6,6 +6,9 @@ from typing import Any
 
 import duckdb
 
+BLANKS = " \t\n\r\v\f\u00a0\u1680\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
+BLANKS += "".join(map(chr, range(0x2000, 0x200C)))  # from the en quad to the zero width space
+NOBODY = ("NA", "N/A", "#N/A", "<NA>", "NULL", "(NULL)", "\\N", "NONE", "NAN", "NAT", ".", "?")
 DAY = 86_400e6  # microseconds
 YEAR = 365.25 * DAY
 
@@ -40,6 +43,11 @@ def days(length: float) -> str:
     'to_microseconds(129600000000)'
     """
     return f"to_microseconds({int(length * DAY)})"
+
+
+def trimmed(text: str) -> str:
+    """SQL for a text without blanks of any kind around it; a file's cells have no plain ones."""
+    return f"trim({text}, {literal(BLANKS)})"
 
 
 def source(table: str) -> str:
@@ -92,6 +100,8 @@ def typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[st
             sql, kind = f"TRY_CAST({column} AS TIMESTAMP)", "TIMESTAMP"
         elif is_number(dtype):
             sql, kind = column, dtype
+        elif dtype == "BLOB":  # text of which its writer did not say so
+            sql, kind = f"nullif(trim(TRY(decode({column}))), '')", "VARCHAR"
         else:
             sql, kind = f"nullif(trim({column}::VARCHAR), '')", "VARCHAR"
         columns.append((name, sql, kind))

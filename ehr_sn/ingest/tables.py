@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 
 from ehr_sn.config import DATA_ROOT, Config, Table
-from ehr_sn.errors import DataError, did_you_mean
+from ehr_sn.errors import DataError, did_you_mean, quoted
 from ehr_sn.ingest import fhir
 from ehr_sn.ingest.columns import Column, Columns, Reference
 from ehr_sn.ingest.derived import rehearse
@@ -173,7 +173,7 @@ def opened_tables(
                 name,
                 stacks[name],
                 [r for r in references if r.column.table == name],
-                name in may_be_empty or config.tables[name].optional,
+                name in may_be_empty or config.may_be_empty(name),
             )
             for name in config.loading_order
         ]
@@ -257,17 +257,29 @@ def files_of(config: Config, name: str) -> list[Path]:
         patterns = [Path(pattern) for pattern in _alternatives(str(path))]
         found = {f for pattern in patterns for f in root.glob(str(pattern.relative_to(root)))}
         files = sorted(file for file in found if file.is_file())
+        files = files or [f for pattern in patterns for f in _in_any_case(pattern)]
         if files or table.optional:
             return files
         raise DataError(
             f"{where}: no file matches {path}; if the tables lie elsewhere, name their folder as "
             f"--data, as data_root, or in {DATA_ROOT}"
         )
-    if table.optional:
-        return []
+    alike = _in_any_case(path)
+    if len(alike) == 1 or table.optional:
+        return alike
     names = (p.name for p in path.parent.glob("*") if p.is_file())
     near = did_you_mean(path.name, names, list_all=False)
     raise DataError(f"{where}: no file {path}; {near}")
+
+
+def _in_any_case(pattern: Path) -> list[Path]:
+    """The files whose name fits a pattern but for upper and lower case."""
+    folders = pattern.parent.parts[1:]
+    name = "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in pattern.name)
+    if "[" in pattern.name:  # which holds a choice of characters already
+        return []
+    found = Path(pattern.anchor).glob(str(Path(*folders, name)))
+    return sorted(file for file in found if file.is_file())
 
 
 def _deleted_files(config: Config, name: str) -> list[Path]:
@@ -378,7 +390,13 @@ class _Stack:
     def types(self, column: str) -> set[str]:
         """The types that the files have for a column."""
         named = column.lower()
-        return {kind for f in self.files for name, _, kind in f.columns if name.lower() == named}
+        found = [
+            (kind, name in file.empty)
+            for file in self.files
+            for name, _, kind in file.columns
+            if name.lower() == named
+        ]
+        return {kind for kind, is_empty in found if not is_empty} or {kind for kind, _ in found}
 
 
 @dataclass(frozen=True)
@@ -508,6 +526,7 @@ class OpenedTable:
                 "too narrow"
             )
             notice(self.db, "no subject id", self.name, rows, rows, said)
+        self._tell_unknown_days()
         if not rows and self.config.tables[self.name].optional:
             said = "the optional table is absent or empty: nothing is known of what it would hold"
             notice(self.db, "absent table", self.name, 1, 1, said)
@@ -519,6 +538,22 @@ class OpenedTable:
             message = f"missing in {lacking} of {files} files, which lack the column: {named}"
             notice(self.db, "absent column", self.name, lacking, files, message)
         return rows
+
+    def _tell_unknown_days(self) -> None:
+        """Notice times with offsets whose day queries may ask for, where no time zone is named."""
+        if self.config.clock.time_zone is not None or self.config.tables[self.name].path is None:
+            return
+        timed = [
+            r.column.name
+            for r in self.wanted
+            if r.key.endswith(".sql") and self.columns[r.column.name] == TIME_TYPES[-1]
+        ]
+        if timed and self.config.tables[self.name].fhir is None:
+            said = (
+                f"{quoted(timed)} know their offset from UTC, and SQL that asks for their day or "
+                "time of day gets that of UTC: name the site's `clock: {time_zone: …}`"
+            )
+            notice(self.db, "time zone", self.name, len(timed), len(self.columns), said)
 
     def settle(self, relation: str) -> bool:
         """Make the table `superseded` of rows, all read into `relation`, that do not count.
@@ -715,6 +750,8 @@ def _open_table(db: duckdb.DuckDBPyConnection, config: Config, name: str, spill:
         copy = literal(glob.escape(str(config.fetched[name].path)))
         return _Stack(where, [open_relation(db, where, f"read_parquet({copy})")])
     files = files_of(config, name)
+    if len(files) > 1:
+        files = [path for path in files if path.stat().st_size] or files[:1]
     if len(files) == 1:
         where = f"{where}: {files[0]}"
     opened = [

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 from ehr_sn.config import Clock
-from ehr_sn.ingest.sql import identifier, literal
+from ehr_sn.ingest.sql import identifier, literal, trimmed
 
 NO_TIME = "does not parse as a time between the years 1 and 9999"
 
@@ -127,10 +127,14 @@ def moment_of(dtype: str, written: str, clock: Clock) -> str:
         case "DATE":
             return _from_local(f"TRY_CAST({written} AS TIMESTAMP)", clock.time_zone)
         case "VARCHAR" if clock.format is None:
-            return moment_of_text(written, clock.time_zone)
+            bare = f"CASE WHEN {written} IS NOT NULL THEN {trimmed(written)} END"
+            as_it_is, without_blanks = (
+                moment_of_text(text, clock.time_zone) for text in (written, bare)
+            )
+            return f"coalesce({as_it_is}, {without_blanks})"
     if clock.format is None:
         return "NULL::TIMESTAMP"  # a number, on a clock that does not count
-    return moment_by_format(f"{written}::VARCHAR", clock.format, clock.time_zone)
+    return moment_by_format(trimmed(f"{written}::VARCHAR"), clock.format, clock.time_zone)
 
 
 def _stamp(time: datetime) -> str:
