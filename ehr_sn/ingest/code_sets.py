@@ -76,7 +76,7 @@ def _stage_event_codes(db: duckdb.DuckDBPyConnection, config: Config) -> None:
             f"""CREATE TEMP TABLE cells_{i} AS SELECT cell, {as_code("cell", dtype)} AS code
             FROM (SELECT DISTINCT {identifier(events.code)} AS cell FROM {source(events.table)})"""
         )
-        cells.append(f"SELECT code FROM cells_{i}")
+        cells.append(f"SELECT DISTINCT code FROM cells_{i}")
     every = " UNION ".join(cells) or "SELECT NULL::VARCHAR AS code"
     db.execute(
         f"""CREATE TABLE event_codes AS

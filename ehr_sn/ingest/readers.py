@@ -253,12 +253,14 @@ def _number_of(trimmed: str, cell: str, table: Table) -> str:
         number = rf"[+-]?{grouped}({fraction})?"
         return f"""CASE WHEN regexp_full_match({trimmed}, '{_quoted(number)}')
             THEN regexp_replace({trimmed}, '{together}', '', 'g') ELSE {cell} END"""
-    with_comma = rf"[+-]?((?:{whole})?{fraction}|{grouped or whole})([eE][+-]?\d+)?"
+    with_comma = rf"[+-]?((?:{whole})?{fraction}|{whole}{decimal}|{grouped or whole})([eE][+-]?\d+)?"
     bare = f"regexp_replace({trimmed}, '{together}', '', 'g')" if grouped else trimmed
-    point = f"replace({bare}, ',', '.')"
+    point = f"lower(replace({bare}, ',', '.'))"
+    exponent = rf"regexp_replace({point}, 'e([+-]?)(\d+)$', 'e\1 00\2')"
+    signed = f"replace(replace(replace({exponent}, 'e 00', 'e+00'), '+ 00', '+00'), '- 00', '-00')"
     return f"""CASE WHEN regexp_full_match({trimmed}, '{_quoted(with_comma)}')
-        THEN CASE WHEN contains({trimmed}, ',') AND NOT regexp_matches({trimmed}, '[eE]')
-            THEN {point} || 'e0' ELSE lower({point}) END
+        THEN CASE WHEN NOT contains({trimmed}, ',') THEN {point}
+            WHEN contains({point}, 'e') THEN {signed} ELSE {point} || 'e+00' END
         ELSE {cell} END"""
 
 

@@ -59,11 +59,12 @@ def is_plain_number(text: str, decimal: str = ".") -> str:
     """SQL that is false of a text which DuckDB takes for a number and people do not.
 
     That is `1_234`; and, of a table with decimal commas, `1.234`: there a number with a comma got
-    an exponent when it was read (`12,5` became 12.5e0), so that it differs from one with a point.
+    an exponent when it was read (`12,5` became 12.5e+00), so that it differs from one with a point.
     """
     if decimal == ".":
         return f"NOT contains({text}, '_')"
-    return f"NOT contains({text}, '_') AND (NOT contains({text}, '.') OR contains({text}, 'e'))"
+    marked = f"contains({text}, 'e+00') OR contains({text}, 'e-00')"
+    return f"NOT contains({text}, '_') AND (NOT contains({text}, '.') OR {marked})"
 
 
 def number(value: str, decimal: str = ".") -> str:

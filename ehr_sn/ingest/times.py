@@ -1,9 +1,10 @@
 """What a cell means as a time → SQL that gives that time in UTC, for every source and every query.
 
 Text is a time where it is ISO 8601, written out: YYYY-MM-DD, then maybe T or a blank and hh:mm,
-hh:mm:ss or hh:mm:ss.ffffff, then maybe Z, ±hh, ±hhmm or ±hh:mm; or where it is as the clock's
-`format` says. Nothing else is a time: no year of two digits, no abbreviated zone, no AM or PM
-without a format.
+hh:mm:ss or hh:mm:ss.ffffff (a comma serves as well; digits beyond the sixth are cut off; 24:00 is
+the day's end), then maybe, with or without a blank, Z, ±hh, ±hhmm or ±hh:mm, up to 14:59; or where
+it is as the clock's `format` says. Nothing else is a time: no year of two digits, no abbreviated
+zone, no AM or PM without a format.
 
 A time without an offset is the site's (`clock.time_zone`), else UTC. A local time that the site's
 clocks skip or repeat is the later of the moments that it may mean, so that no feature knows of it

@@ -114,7 +114,7 @@ def test_a_column_may_tell_which_row_is_first(encounters, take, expected):
 
 
 def test_an_order_is_for_taking_one_row(encounters):
-    with pytest.raises(ConfigError, match="tells which row of a subject to take"):
+    with pytest.raises(ConfigError, match="goes with `take: first`"):
         encounters(cohort__order_by="number")
 
 
@@ -180,7 +180,7 @@ def test_an_optional_table_that_is_absent_is_told(busy):
         cohort__join=["notes"],
     )
     findings = [f for f in check(config)["findings"] if f["check"] == "absent table"]
-    assert [(f["where"], f["severity"]) for f in findings] == [("notes", "harmless")]
+    assert [(f["where"], f["severity"]) for f in findings] == [("notes", "look")]
     busy.write(notes=pd.DataFrame({"id": [1], "stars": [3]}))
     assert not [f for f in check(config)["findings"] if f["check"] == "absent table"]
 

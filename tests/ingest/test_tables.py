@@ -428,7 +428,7 @@ def test_a_csv_in_another_encoding_is_read(load, encoding, file):
 def test_a_decimal_comma_is_read_as_a_point(load):
     content = "id;day;test;x\n1;-0,5;1,2,3;120,25\n2;1.234,5;a,b;7\n"
     assert load(content, tables__labs__delimiter=";", tables__labs__decimal=",") == [
-        (1, "1", "-0.5e0", "1,2,3", "120.25e0"),
+        (1, "1", "-0.5e+00", "1,2,3", "120.25e+00"),
         (2, "2", "1.234,5", "a,b", "7"),
     ]
 

@@ -679,7 +679,6 @@ def test_a_day_of_fhir_ends_at_the_site(make, tmp_path, time_zone, seen, known):
 
 
 def test_fhir_finds_medicines_that_are_resources_of_their_own(make, tmp_path):
-    """As the configuration's comment says."""
     bulk_export(tmp_path)
     reference = {"medicationReference": {"reference": "Medication/m"}}
     by_id = {k: v for k, v in METFORMIN.items() if k != "medicationCodeableConcept"} | reference
@@ -691,23 +690,8 @@ def test_fhir_finds_medicines_that_are_resources_of_their_own(make, tmp_path):
     lines = [medicine, medicine | {"id": "wrong", "status": "entered-in-error"}]
     file = tmp_path / "Medication.ndjson"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    content = with_medicines((CONFIGS / "fhir.yaml").read_text())
-    (tmp_path / "fhir.yaml").write_text(content)
-    rows = at_seen(make(tmp_path / "fhir.yaml", tmp_path))
+    rows = at_seen(make(CONFIGS / "fhir.yaml", tmp_path))
     assert rows["history.metformin"].to_dict() == {"x0": 1, "x1": 1, "x2": 1, "x3": 0, "x4": 0}
-
-
-def with_medicines(config):
-    """The configuration, changed as its comment on medicines says."""
-    lines = config.splitlines()
-    said = [line.removeprefix("  #   ") for line in lines if line.startswith("  #   ")]
-    content = yaml.safe_load(config)
-    content["tables"] |= yaml.safe_load(said[0])
-    assert "FROM medications" in content["tables"]["recorded"]["sql"]
-    content["tables"]["recorded"]["sql"] = content["tables"]["recorded"]["sql"].replace(
-        "FROM medications", "\n".join(said[1:])
-    )
-    return yaml.safe_dump(content)
 
 
 # -- MEDS ----------------------------------------------------------------------------------------
