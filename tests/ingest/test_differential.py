@@ -25,8 +25,8 @@ from plain_reference import TIME, WHOLE, code, expected, moment, number, subject
 from ehr_sn.config import load_config
 from ehr_sn.ingest.store import Store, ingest
 
-MORE = os.environ.get("EHR_SN_DIFFERENTIAL_EXAMPLES")  # these are drawn at random
-EXAMPLES = int(MORE or 40)
+MORE = os.environ.get("EHR_SN_DIFFERENTIAL_EXAMPLES")  # drawn at random
+EXAMPLES = int(MORE or 36)
 JSON_NUMBER = r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?"
 CONTENT = ("values", "mask", "labels", "splits")
 HEADERS = {
@@ -118,6 +118,7 @@ ODD_NUMBERS = (
     "2e18",
     "high",
     "1,5",
+    "1,5e3",
     "1.2.3",
     "--",
     "0x10",
@@ -227,6 +228,34 @@ def cases(draw, told_in="files"):
     if case.prior == "excluded" and draw(st.booleans()):
         case = replace(case, washout_days=30)
     return with_company(case, style, coded)
+
+
+def every_cell():
+    """Each cell that can be drawn once, with a subject of its own."""
+    plain = ("2020-05-01", "GLU", "5", "mg/dL", "")
+    clocks = [f"{day}T{clock}" for day in DAYS for clock in CLOCKS]
+    clocks += [f"{DAYS[3]} {clock}{offset}" for clock in CLOCKS for offset in OFFSETS]
+    at = [*clocks, *DAYS, *NO_TIMES, *(cell for cells in EXTREMES.values() for cell in cells)]
+    rows = [(cell, *plain[1:]) for cell in at]
+    rows += [(plain[0], cell, *plain[2:]) for cells in CODES.values() for cell in cells]
+    rows += [(*plain[:2], cell, *plain[3:]) for cell in NUMBERS + ODD_NUMBERS]
+    people = [f"P{i}" for i in range(len(rows))]
+    return Case(
+        patients=tuple((who, "2025-01-01", "2030-01-01") for who in people),
+        labs=tuple((who, *row) for who, row in zip(people, rows, strict=True)),
+        diagnoses=(),
+        zone="America/New_York",
+        lookback_days=None,
+        include=True,
+        hours_after=0,
+        within_days=30,
+        gap_days=0,
+        washout_days=None,
+        prior="excluded",
+        with_units=False,
+        plausible=False,
+        names_specimens=False,
+    )
 
 
 def with_own_specimens(draw, labs, codes):
@@ -728,6 +757,12 @@ def contents_by_csv(case):
         store = store_of(by_csv(case, folder), folder)
         assert_as_expected(as_dictionaries(store), expected(case))
         return {name: (store.path / f"{name}.parquet").read_bytes() for name in CONTENT}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_cell_means_the_same_in_every_file(name):
+    case = with_company(every_cell(), "any", "mixed")
+    assert_as_expected(rows_by(FILES[name], case), expected(case))
 
 
 @common
