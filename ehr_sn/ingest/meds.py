@@ -120,7 +120,8 @@ def _stage(db: duckdb.DuckDBPyConnection, config: Config, staged: Path, shard: i
         "splits": "SELECT subject_id, split FROM splits",
         "codes": f"""SELECT DISTINCT code, split_part(key, '.', -1) AS measurement
             FROM (SELECT DISTINCT code FROM events_by_code)
-            LEFT JOIN (SELECT code, key FROM code_sets WHERE starts_with(key, {literal(MEASUREMENTS)})) USING (code)""",
+            LEFT JOIN (SELECT code, key FROM code_sets
+                WHERE starts_with(key, {literal(MEASUREMENTS)})) USING (code)""",
     }
     if not statics:
         queries["statics"] = f"{queries['events']} LIMIT 0"

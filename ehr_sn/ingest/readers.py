@@ -253,7 +253,9 @@ def _number_of(trimmed: str, cell: str, table: Table) -> str:
         number = rf"[+-]?{grouped}({fraction})?"
         return f"""CASE WHEN regexp_full_match({trimmed}, '{_quoted(number)}')
             THEN regexp_replace({trimmed}, '{together}', '', 'g') ELSE {cell} END"""
-    with_comma = rf"[+-]?((?:{whole})?{fraction}|{whole}{decimal}|{grouped or whole})([eE][+-]?\d+)?"
+    with_comma = (
+        rf"[+-]?((?:{whole})?{fraction}|{whole}{decimal}|{grouped or whole})([eE][+-]?\d+)?"
+    )
     bare = f"regexp_replace({trimmed}, '{together}', '', 'g')" if grouped else trimmed
     point = f"lower(replace({bare}, ',', '.'))"
     exponent = rf"regexp_replace({point}, 'e([+-]?)(\d+)$', 'e\1 00\2')"
