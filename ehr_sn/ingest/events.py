@@ -364,13 +364,17 @@ def _plain_unit(text: str) -> str:
 
 
 def _notice_times_without_offset(db: duckdb.DuckDBPyConnection, config: Config) -> None:
-    """Notice local times beside others that say their offset, where no time zone is named."""
+    """Notice local times beside others that say their offset, where no time zone is named.
+
+    Queries are left out: what `moment` and `known` give has an offset, whatever the source had.
+    """
     cohort = config.cohort
     columns = [(cohort.table, cohort.prediction_time, config.clock)]
     columns += [(one.table, one.time, config.clock_of(one)) for one in config.events]
     without, with_offset = [], False
     for table, column, clock in columns:
-        if not isinstance(column, str) or clock.unit != "timestamp" or clock.format is not None:
+        of_text = clock.unit == "timestamp" and clock.format is None
+        if not isinstance(column, str) or not of_text or config.tables[table].query is not None:
             continue
         name = identifier(column)
         sample = f"(SELECT {name} FROM {source(table)} WHERE {name} IS NOT NULL LIMIT {SAMPLED})"
