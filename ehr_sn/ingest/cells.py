@@ -26,6 +26,7 @@ from ehr_sn.ingest.sql import (
     source,
     trimmed,
 )
+from ehr_sn.ingest.times import NO_TIME
 
 SET_ASIDE = "row set aside"
 MADE_MISSING = "value made missing"
@@ -248,7 +249,8 @@ def _reasons(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, int]:
         WHERE place = $1 AND check_name = 'left out' GROUP BY 1""",
         [table, SET_ASIDE],
     ).fetchall()
-    return {f"rows: {reason}": n for reason, n in reasons}
+    format_ = ": say how it is written with `clock: {format: …}`"
+    return {f"rows: {why}{format_ if NO_TIME in why else ''}": n for why, n in reasons}
 
 
 def quarantine_counts(db: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str, int]]:

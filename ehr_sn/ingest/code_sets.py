@@ -121,6 +121,32 @@ def _add_descendants(
     )
 
 
+def require_codes_of_labels(db: duckdb.DuckDBPyConnection, config: Config) -> None:
+    """Refuse labels of whose codes no event has one: nobody would be ill.
+
+    Raises
+    ------
+    DataError
+        Naming each of these labels.
+    """
+    keys = [f"labels.{name}" for name, label in config.labels.items() if label.codes]
+    found = dict(
+        db.execute("SELECT key, count(DISTINCT code_id) FROM code_sets GROUP BY key").fetchall()
+    )
+    require(
+        db,
+        [
+            Requirement(
+                f"{config.where(key)}: no event has any of its codes: are they written as the "
+                "tables write them, with the same letters' case, dots and prefixes?",
+                {"codes": found.get(key, 0)},
+                needed=("codes",),
+            )
+            for key in keys
+        ],
+    )
+
+
 def _require_no_label_among_features(db: duckdb.DuckDBPyConnection, config: Config) -> None:
     keys = sorted(key for key in config.code_sets if key.startswith("features."))
     sets = [

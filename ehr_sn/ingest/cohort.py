@@ -9,7 +9,7 @@ DuckDB tables made here:
 import duckdb
 
 from ehr_sn.config import SPLITS, Config, Label
-from ehr_sn.ingest.code_sets import held_by
+from ehr_sn.ingest.code_sets import held_by, require_codes_of_labels
 from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.requirements import REASONS, Requirement, require
 from ehr_sn.ingest.sql import days, identifier, literal, literals
@@ -130,6 +130,7 @@ def stage_splits(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         dealt = f"""SELECT subject_id, {", ".join(deals)}
             FROM (SELECT DISTINCT subject_id FROM cohort)"""
     db.execute(f"CREATE TABLE splits AS {dealt} ORDER BY subject_id")
+    require_codes_of_labels(db, config)
     by_column = {column: classes_by_split(db, config, column) for column in splits.columns}
     require(
         db,

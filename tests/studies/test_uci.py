@@ -176,8 +176,8 @@ def test_a_misspelt_key_names_file_line_and_the_nearest(tmp_path: Path) -> None:
         small(tmp_path, variants={"zero": {"method": "zero"}})
     with pytest.raises(ConfigError, match=r"tables.iris.without: .*did you mean 'zero'"):
         small(tmp_path, tables={"iris": {"sklearn": "iris", "without": ["zer"]}})
-    with pytest.raises(ConfigError, match="no study 'ucy'; did you mean 'uci'"):
-        studies.load_study("ucy")
+    with pytest.raises(ConfigError, match="no study 'vison'; did you mean 'vision'"):
+        studies.load_study("vison")
     with pytest.raises(ConfigError, match="study: is 'vision'"):
         small(tmp_path, study="vision")
 
