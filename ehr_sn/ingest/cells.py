@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import duckdb
 
-from ehr_sn.config import Config, Range
+from ehr_sn.config import Clock, Config, Range
 from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.requirements import REASONS, Requirement, require
 from ehr_sn.ingest.sql import (
@@ -26,7 +26,6 @@ from ehr_sn.ingest.sql import (
     source,
     trimmed,
 )
-from ehr_sn.ingest.times import NO_TIME
 
 SET_ASIDE = "row set aside"
 MADE_MISSING = "value made missing"
@@ -234,9 +233,13 @@ def _looks(db: duckdb.DuckDBPyConnection, table: str, column: str, decimal: str)
     return reasons | {"hold other text: is it the right column?": texts - sum(looks)}
 
 
-def require_usable(db: duckdb.DuckDBPyConnection, where: str, table: str, rows: int) -> None:
+def require_usable(
+    db: duckdb.DuckDBPyConnection, where: str, table: str, rows: int, clock: Clock | None = None
+) -> None:
     """Refuse a table of which no row is usable, with the reasons and how often each occurs."""
     message = f"{where}: no row of table {table} is usable ({REASONS})"
+    if clock is not None and clock.unit == "timestamp" and clock.format is None:
+        message += "; times that are not ISO 8601 need their `format` in `clock`"
     reasons = {} if rows else _reasons(db, table)
     require(db, [Requirement(message, {"rows": rows}, needed=("rows",), reasons=reasons)])
 
@@ -249,8 +252,7 @@ def _reasons(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, int]:
         WHERE place = $1 AND check_name = 'left out' GROUP BY 1""",
         [table, SET_ASIDE],
     ).fetchall()
-    format_ = ": say how it is written with `clock: {format: …}`"
-    return {f"rows: {why}{format_ if NO_TIME in why else ''}": n for why, n in reasons}
+    return {f"rows: {reason}": n for reason, n in reasons}
 
 
 def quarantine_counts(db: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str, int]]:

@@ -114,7 +114,8 @@ def require_events(db: duckdb.DuckDBPyConnection, config: Config) -> None:
         read = count(db, f"SELECT count(*) FROM {source(events.table)}")
         if not read and config.may_be_empty(events.table):
             continue
-        require_usable(db, config.where(f"events.{i}"), events.table, usable)
+        where, clock = config.where(f"events.{i}"), config.clock_of(events)
+        require_usable(db, where, events.table, usable, clock)
 
 
 def recorded(db: duckdb.DuckDBPyConnection, config: Config, key: str) -> str:

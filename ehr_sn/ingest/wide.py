@@ -159,7 +159,7 @@ def _judge_cohort(
     )
     _set_row_aside(db, "judged_cohort", cohort.table)
     usable = count(db, "SELECT count(*) FROM judged_cohort WHERE reason IS NULL")
-    require_usable(db, config.where("cohort"), cohort.table, usable)
+    require_usable(db, config.where("cohort"), cohort.table, usable, config.clock)
     if cohort.prediction_time is None:
         _require_one_row_a_subject(db, config, alike)
 

@@ -275,8 +275,12 @@ def test_a_failure_at_any_step_leaves_nothing(busy, monkeypatch, step):
 
 
 def test_a_disease_without_positives_leaves_nothing(busy):
-    with pytest.raises(DataError, match="split deals 0 positive and"):
-        ingest(busy.config(labels__flu={"codes": ["J10"], "within_days": 365}))
+    for code, said in (
+        ("F17", "split deals 0 positive and"),
+        ("J10", "no event has any of its codes"),
+    ):
+        with pytest.raises(DataError, match=said):
+            ingest(busy.config(labels__flu={"codes": [code], "within_days": 365}))
     assert stores(busy.folder / "data") == []
 
 
