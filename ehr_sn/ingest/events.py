@@ -40,7 +40,7 @@ from ehr_sn.ingest.expressions import Expression, is_one_of
 from ehr_sn.ingest.notices import count, notice
 from ehr_sn.ingest.sql import TIME_TYPES, identifier, literal, number, source
 from ehr_sn.ingest.tables import IDENTITY
-from ehr_sn.ingest.times import as_time, day_of, why_no_time
+from ehr_sn.ingest.times import as_time, day_of, moment_of, offset_of_text, why_no_time
 
 SAMPLED = 1000  # rows of a table in which offsets are looked for
 MERGED = "another code of an earlier row"
@@ -68,13 +68,14 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
             require_some_number(db, where, events.table, events.numeric_value, decimal)
         judged = f"judged_{i}"
         _judge(db, config, i, subject_type)
-        told = _told(db, events, judged)
+        told = _told(db, events, judged, config.row_id_of(events) is not None)
         if events.numeric_value:
             _notice_missing_codes(db, config, judged)
             _notice_units(db, config, events, judged)
         before = rows.get(events.table, dict.fromkeys(told, 0))  # a table may be named twice
         rows[events.table] = {name: before[name] + n for name, n in told.items()}
-        set_aside(db, judged, events.table, f"nullif(reason, '{MERGED}')", SET_ASIDE)
+        reason = f"nullif(reason, '{MERGED}')" if told["merged"] else "reason"
+        set_aside(db, judged, events.table, reason, SET_ASIDE)
         value_reason = "CASE WHEN reason IS NULL THEN value_reason END"
         set_aside(db, judged, events.table, value_reason, MADE_MISSING)
         kept.append(
@@ -199,13 +200,17 @@ def _counted_in(config: Config, events: Events) -> str:
     return f"(SELECT * FROM {source(events.table)} WHERE {condition})"
 
 
-def _told(db: duckdb.DuckDBPyConnection, events: Events, judged: str) -> dict[str, int]:
+def _told(
+    db: duckdb.DuckDBPyConnection, events: Events, judged: str, told_apart: bool
+) -> dict[str, int]:
     """How many of a source's rows came to what; notices how many were left out."""
     read = count(db, f"SELECT count(*) FROM {source(events.table)}")
-    counted, kept, merged = db.execute(
-        f"""SELECT count(*), count(*) FILTER (reason IS NULL),
-            count(*) FILTER (reason = '{MERGED}') FROM {judged}"""
+    counted, kept = db.execute(
+        f"SELECT count(*), count(*) FILTER (reason IS NULL) FROM {judged}"
     ).fetchall()[0]
+    merged = (
+        count(db, f"SELECT count(*) FROM {judged} WHERE reason = '{MERGED}'") if told_apart else 0
+    )
     said = "left out, for `where` is not true of them"
     notice(db, "left out", events.table, read - counted, read, said)
     return {
@@ -382,18 +387,19 @@ def _notice_times_without_offset(db: duckdb.DuckDBPyConnection, config: Config) 
         kind = types_of(db, table)[column]
         if kind not in ("VARCHAR", *TIME_TYPES):
             continue
+        has_offset = {"VARCHAR": offset_of_text(name), TIME_TYPES[-1]: "TRUE"}.get(kind, "FALSE")
         found, lacking = db.execute(
-            f"SELECT count(*) FILTER (has_offset({name})), count(*) FROM {sample}"
+            f"SELECT count(*) FILTER ({has_offset}), count(*) FROM {sample}"
         ).fetchall()[0]
         with_offset |= found > 0
         if found < lacking:
-            without.append((table, name))
+            usable = moment_of(kind, name, clock)
+            without.append((table, name, f"({usable}) IS NOT NULL AND NOT {has_offset}"))
     if not with_offset or config.clock.time_zone is not None:
         return
-    for table, name in without:
+    for table, name, is_local in without:
         lacking, of = db.execute(
-            f"""SELECT count(*) FILTER (moment({name}) IS NOT NULL AND NOT has_offset({name})),
-                count({name}) FROM {source(table)}"""
+            f"SELECT count(*) FILTER ({is_local}), count({name}) FROM {source(table)}"
         ).fetchall()[0]
         said = (
             "times do not say their offset from UTC, and others do: they are taken as UTC; name "

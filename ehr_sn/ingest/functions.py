@@ -16,7 +16,7 @@ Those that begin with an underscore take the place of casts and of strptime in q
 import duckdb
 
 from ehr_sn.ingest.sql import NOBODY, is_plain_number, literal, literals, trimmed
-from ehr_sn.ingest.times import WITH_OFFSET, day_end, moment_of_text, parsed
+from ehr_sn.ingest.times import day_end, moment_of_text, offset_of_text, parsed
 
 
 def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> None:
@@ -26,6 +26,7 @@ def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> No
     argument of a macro that is defined for several types.
     """
     db.execute(f"SET TimeZone = {literal(time_zone or 'UTC')}")
+    create_number_functions(db)
     text = f"(({moment_of_text('x::VARCHAR', time_zone)}) AT TIME ZONE 'UTC')"
     day, safe_day = (
         f"(({day_end('_to_date(x)', time_zone, anywhere)}) AT TIME ZONE 'UTC')"
@@ -50,7 +51,7 @@ def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> No
         "known(x)": f"""CASE WHEN {_is("DATE")} OR {_is("VARCHAR")} AND length(x::VARCHAR) = 10
             THEN day_end(x) ELSE coalesce(moment(x), {no_time}) END""",
         "has_offset(x)": f"""CASE WHEN {_is("VARCHAR")}
-            THEN coalesce(regexp_full_match(x::VARCHAR, '{WITH_OFFSET}'), FALSE)
+            THEN {offset_of_text("x::VARCHAR")}
             ELSE {_is("TIMESTAMP WITH TIME ZONE")} AND x IS NOT NULL END""",
         "written_time(x)": rf"""CASE WHEN {_is("VARCHAR")} THEN TRY_CAST(nullif(regexp_extract(
                 x::VARCHAR, '[T ](\d\d:\d\d(:\d\d([.]\d+)?)?)', 1), '') AS TIME)
@@ -61,6 +62,10 @@ def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> No
     }
     for signature, body in bodies.items():
         db.execute(f"CREATE OR REPLACE MACRO {signature} AS {body}")
+
+
+def create_number_functions(db: duckdb.DuckDBPyConnection) -> None:
+    """Create those that every step of ingest reads numbers by."""
     for name, decimal in (("_number", "."), ("_comma_number", ",")):
         plain = f"CASE WHEN {is_plain_number('x', decimal)} THEN x END"
         db.execute(f"CREATE OR REPLACE MACRO {name} (x VARCHAR) AS {plain}, (x) AS x")

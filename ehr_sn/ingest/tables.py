@@ -21,7 +21,7 @@ from ehr_sn.errors import DataError, did_you_mean, quoted
 from ehr_sn.ingest import fhir
 from ehr_sn.ingest.columns import Column, Columns, Reference
 from ehr_sn.ingest.derived import rehearse
-from ehr_sn.ingest.functions import create_functions
+from ehr_sn.ingest.functions import create_functions, create_number_functions
 from ehr_sn.ingest.notices import count, create_notices, notice
 from ehr_sn.ingest.readers import (
     DURATION,
@@ -91,7 +91,8 @@ def connect(
     db = duckdb.connect()
     for name, value in settings.items():
         db.execute(f"SET {name} = {literal(value)}")
-    create_functions(db, time_zone)
+    db.execute(f"SET TimeZone = {literal(time_zone or 'UTC')}")
+    create_number_functions(db)
     return db
 
 
@@ -708,6 +709,7 @@ def _open_stacks(
     db: duckdb.DuckDBPyConnection, config: Config, spill: Path
 ) -> tuple[dict[str, _Stack], list[Reference]]:
     """Every table, ready to be read, and every column that a query reads."""
+    create_functions(db, config.clock.time_zone)
     stacks: dict[str, _Stack] = {}
     queries: list[Reference] = []
     for name in config.loading_order:

@@ -25,7 +25,7 @@ _HOURS = r"(([01]\d|2[0-3]):[0-5]\d(:[0-5]\d([.,]\d+)?)?|24:00(:00([.,]0+)?)?)"
 _OFFSET = r" ?([Zz]|[+-](0\d|1[0-4])(:?[0-5]\d)?)"
 _LOCAL = rf"{_DAY}([T ]{_HOURS})?"
 _PLAIN = rf"{_DAY}([T ]([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d+)?)?Z?)?"  # as DuckDB reads it at once
-WITH_OFFSET = rf"{_DAY}[T ]{_HOURS}{_OFFSET}"
+_WITH_OFFSET = rf"{_DAY}[T ]{_HOURS}{_OFFSET}"
 _SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400}
 _YEAR_OF_FOUR_DIGITS = 1000  # from which a year that a format reads cannot have lost two digits
 _ANYWHERE = 36  # hours after which a day that began at midnight in UTC has ended everywhere
@@ -76,8 +76,13 @@ def moment_of_text(text: str, time_zone: str | None = None) -> str:
     tight = f"replace(replace(upper({point}), ' +', '+'), ' -', '-')"
     aware = _in_utc(f"TRY_CAST(replace({tight}, ' Z', 'Z') AS TIMESTAMPTZ)")
     return rf"""CASE WHEN regexp_full_match({text}, '{_PLAIN}') THEN {local}
-        WHEN regexp_full_match({text}, '{WITH_OFFSET}') THEN {aware}
+        WHEN regexp_full_match({text}, '{_WITH_OFFSET}') THEN {aware}
         WHEN regexp_full_match({text}, '{_LOCAL}') THEN {uncommon_local} END"""
+
+
+def offset_of_text(text: str) -> str:
+    """SQL that is true of a text which is a time and says its offset from UTC."""
+    return f"coalesce(regexp_full_match({text}, '{_WITH_OFFSET}'), FALSE)"
 
 
 def moment_by_format(text: str, form: str, time_zone: str | None) -> str:
