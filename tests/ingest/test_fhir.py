@@ -106,6 +106,8 @@ def load(hospital):
                 "code": "version_id",
             },
         )
+        clock = config.clock.model_copy(update={"time_zone": time_zone})
+        config = config.model_copy(update={"clock": clock})
         with connect(time_zone=time_zone) as db:
             load_tables(db, config)
             query = "SELECT * EXCLUDE (_row, _version) FROM source.fhir ORDER BY _row"
