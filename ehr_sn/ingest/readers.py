@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from ehr_sn.config import Table
 from ehr_sn.errors import DataError, disk_is_full
 from ehr_sn.ingest import fhir
-from ehr_sn.ingest.sql import DAY, identifier, literal, typed_columns
+from ehr_sn.ingest.sql import DAY, AnyCase, identifier, literal, typed_columns
 
 XPT_ROWS = 100_000  # read at a time
 XPT_RECORD = 80  # bytes, of which every XPORT file is made
@@ -73,6 +74,11 @@ class Opened:
     numbered: bool = False
     empty: frozenset[str] = frozenset()  # columns without a single cell, of whatever type
     lines_above: int = 0  # that are not counted in what DuckDB says
+
+    @cached_property
+    def by_name(self) -> AnyCase:
+        """Name, SQL and type of each column, by its name in any case."""
+        return AnyCase((column[0], column) for column in self.columns)
 
 
 def open_file(

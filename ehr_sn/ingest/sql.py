@@ -1,7 +1,7 @@
 """Names, texts, durations and columns of tables, as DuckDB's SQL writes them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import duckdb
@@ -109,28 +109,25 @@ def typed_columns(db: duckdb.DuckDBPyConnection, relation: str) -> list[tuple[st
     return columns
 
 
-class AnyCase(dict[str, Any]):
-    """What is known by a column's name, which SQL takes as the same in upper and lower case."""
+class AnyCase(Mapping[str, Any]):
+    """What is known by a column's name, which SQL takes as the same in upper and lower case.
+
+    >>> types = AnyCase({"SEQN": "BIGINT"})
+    >>> types["seqn"], "Seqn" in types, list(types)
+    ('BIGINT', True, ['SEQN'])
+    """
 
     def __init__(self, known: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()):
-        super().__init__()
-        for name, value in dict(known).items():
-            self[name] = value
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        super().__setitem__(self._as_given(name), value)
+        self._known = {name.lower(): (name, value) for name, value in dict(known).items()}
 
     def __getitem__(self, name: str) -> Any:
-        return super().__getitem__(self._as_given(name))
+        return self._known[name.lower()][1]
 
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(self._as_given(str(name)))
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._known.values())
 
-    def get(self, name: str, default: Any = None) -> Any:
-        return super().get(self._as_given(name), default)
-
-    def _as_given(self, name: str) -> str:
-        return next((given for given in self if given.lower() == name.lower()), name)
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 def is_integer(dtype: str) -> bool:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -120,8 +121,8 @@ def load_tables(
     """Read the configured columns of each table into DuckDB; returns rows per table.
 
     A table lies in the schema `source` under its own name. Its column `_row` counts data rows from
-    1 in the order of the file. Every other column holds numbers, timestamps in UTC or trimmed text,
-    NULL where there was nothing: what a cell means is decided where it is used, so that a bad cell
+    1 in the order of the file. Every other column holds numbers, dates, times or trimmed text, NULL
+    where there was nothing: what a cell means is decided where it is used, so that a bad cell
     costs its row, not the table. Reading stops, and returns None, where all tables together have
     more than `at_most` rows.
 
@@ -326,19 +327,18 @@ class _Stack:
     where: str
     files: list[Opened]
 
-    @property
+    @cached_property
     def header(self) -> list[str]:
         """Each column once; twice where a single file has it twice."""
         header: list[str] = []
+        known: Counter[str] = Counter()
         for file in self.files:
-            names = [name for name, _, _ in file.columns]
-            known = [name.lower() for name in header]
-            lowered = [name.lower() for name in names]
-            header += [
-                name
-                for i, name in enumerate(names)
-                if lowered[: i + 1].count(lowered[i]) > known.count(lowered[i])
-            ]
+            seen: Counter[str] = Counter()
+            for name, _, _ in file.columns:
+                seen[name.lower()] += 1
+                if seen[name.lower()] > known[name.lower()]:
+                    header.append(name)
+            known |= seen
         return header
 
     def type(self, column: str) -> str:
@@ -377,8 +377,8 @@ class _Stack:
     @property
     def of_all_files(self) -> list[str]:
         """The columns that every file has, once."""
-        names = [[name.lower() for name, _, _ in file.columns] for file in self.files]
-        return [c for c in self.header if all(known.count(c.lower()) == 1 for known in names)]
+        files = [Counter(name.lower() for name, _, _ in file.columns) for file in self.files]
+        return [c for c in self.header if all(known[c.lower()] == 1 for known in files)]
 
     def has_type(self, column: str) -> bool:
         """Whether the files' types of a column can be brought together."""
@@ -390,14 +390,20 @@ class _Stack:
 
     def types(self, column: str) -> set[str]:
         """The types that the files have for a column."""
-        named = column.lower()
-        found = [
-            (kind, name in file.empty)
-            for file in self.files
-            for name, _, kind in file.columns
-            if name.lower() == named
-        ]
-        return {kind for kind, is_empty in found if not is_empty} or {kind for kind, _ in found}
+        held, any_ = self._types.get(column.lower(), (set(), set()))
+        return set(held or any_)
+
+    @cached_property
+    def _types(self) -> dict[str, tuple[set[str], set[str]]]:
+        """By lower name, the types of a column where it has cells, and wherever it is."""
+        types: dict[str, tuple[set[str], set[str]]] = {}
+        for file in self.files:
+            for name, _, kind in file.columns:
+                held, any_ = types.setdefault(name.lower(), (set(), set()))
+                any_.add(kind)
+                if name not in file.empty:
+                    held.add(kind)
+        return types
 
 
 @dataclass(frozen=True)
@@ -465,10 +471,9 @@ class OpenedTable:
         self.db.execute(f"CREATE OR REPLACE TEMP TABLE sampled ({typed})")
         rows = 0
         for file in self.stack.files:
-            names = AnyCase((name, name) for name, _, _ in file.columns)
             cells = ", ".join(self._cell(file, name) for name in columns)
             with said_without_values(file.where, file.fault, file.lines_above):
-                for part in file.parts([names[name] for name in columns]):
+                for part in file.parts([file.by_name[name][0] for name in columns]):
                     if rows < SAMPLED_ROWS:
                         rows += count(
                             self.db,
@@ -502,9 +507,8 @@ class OpenedTable:
         absent = dict.fromkeys(self.columns, 0)
         rows = 0
         for place, file in enumerate(self.stack.files):
-            names = AnyCase((name, name) for name, _, _ in file.columns)
             for column in self.columns:
-                if column in names:
+                if column in file.by_name:
                     continue
                 absent[column] += 1
                 if column in vital:
@@ -512,7 +516,8 @@ class OpenedTable:
                         f"{file.where}: has no column {column!r}, which {vital[column]} names"
                     )
             selected = self._selected(file, place)
-            wanted = [names[c] for c in (*self.columns, *self.identity) if c in names]
+            needed = (*self.columns, *self.identity)
+            wanted = [file.by_name[c][0] for c in needed if c in file.by_name]
             with said_without_values(file.where, file.fault, file.lines_above):
                 for part in file.parts(wanted):
                     number_of_row = "_row" if file.numbered else f"row_number() OVER () + {rows}"
@@ -618,14 +623,18 @@ class OpenedTable:
 
     def _cell(self, file: Opened, column: str) -> str:
         """SQL of one cell, in the type that the table's files share."""
-        named = AnyCase((name, (sql, kind)) for name, sql, kind in file.columns)
         dtype = self.stack.type(column)
-        sql, kind = named.get(column, ("NULL", dtype))
-        keys = [r.key for r in self.wanted if r.column.name == column]
-        if keys and all(_OF_NO_NUMBER.fullmatch(key) for key in keys):
-            sql = AnyCase(file.verbatim).get(column, sql)
+        name, sql, kind = file.by_name.get(column, (column, "NULL", dtype))
+        if column in self._of_no_number:
+            sql = file.verbatim.get(name, sql)
         cell = as_text(sql, kind) if dtype == "VARCHAR" and kind != dtype else f"({sql})::{dtype}"
         return _without(self.config.tables[self.name].missing or (), cell, dtype)
+
+    @cached_property
+    def _of_no_number(self) -> set[str]:
+        """The columns that are named as what holds no numbers alone."""
+        numeric = {r.column.name for r in self.wanted if not _OF_NO_NUMBER.fullmatch(r.key)}
+        return {r.column.name for r in self.wanted} - numeric
 
     def _deleted(self, resource: str) -> str | None:
         """SQL that is true of a version which a list of deletions names, unless it is newer."""
@@ -643,13 +652,12 @@ class OpenedTable:
         """How many rows there are, or fulfil a condition on a column, without keeping them."""
         rows = 0
         for file in self.stack.files:
-            sql = AnyCase((name, sql) for name, sql, _ in file.columns)
-            name = column or next(iter(sql), "")
+            name = column or next(iter(file.by_name), "")
             selected, wanted = "1", []
             if name:
-                cell = f"({sql.get(name, 'NULL')})::{self.stack.type(name)}"
-                selected = f"{cell} AS {identifier(name)}"
-                wanted = [given for given in sql if given.lower() == name.lower()]
+                given, sql, _ = file.by_name.get(name, ("", "NULL", ""))
+                selected = f"({sql})::{self.stack.type(name)} AS {identifier(name)}"
+                wanted = [given] if given else []
             where = f"WHERE {condition(name)}" if condition else ""
             with said_without_values(file.where, file.fault, file.lines_above):
                 for part in file.parts(wanted):
