@@ -15,15 +15,16 @@ from ehr_sn.config import Clock, Config, Range
 from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.requirements import REASONS, Requirement, require
 from ehr_sn.ingest.sql import (
-    NOBODY,
     AnyCase,
     as_text,
+    id_text,
     identifier,
     is_integer,
     literal,
     literals,
     number,
     source,
+    stands_for_nobody,
     trimmed,
 )
 
@@ -72,25 +73,19 @@ def as_subject(
     if is_integer(dtype):
         return f"TRY_CAST({identifier(column)} AS {subject_type})"
     written = as_text(identifier(column), dtype)
-    bare = trimmed(written) if dtype == "VARCHAR" else written
     if subject_type == "VARCHAR":
-        whole = rf"nullif(regexp_replace({bare}, '^(0|-?[1-9]\d*)\.0+$', '\1'), '')"
-        return f"CASE WHEN NOT {_stands_for_nobody(bare)} THEN {whole} END"
+        return id_text(written)
     as_number = r"TRY_CAST(regexp_extract({}, '^(0|-?[1-9]\d*)(\.0+)?$', 1) AS BIGINT)"
     if dtype != "VARCHAR":
         return as_number.format(written)
-    return f"coalesce({as_number.format(written)}, {as_number.format(bare)})"
+    return f"coalesce({as_number.format(written)}, {as_number.format(trimmed(written))})"
 
 
 def is_given_subject(column: str, types: Mapping[str, str]) -> str:
     """SQL that is true of an id which stands for somebody."""
     if types.get(column, "VARCHAR") != "VARCHAR":
         return is_given(column)
-    return f"{is_given(column)} AND NOT {_stands_for_nobody(trimmed(identifier(column)))}"
-
-
-def _stands_for_nobody(text: str) -> str:
-    return f"upper({text}) IN ({literals(('', *NOBODY))})"
+    return f"{is_given(column)} AND NOT {stands_for_nobody(identifier(column))}"
 
 
 def as_code(cell: str, dtype: str) -> str:
