@@ -175,9 +175,8 @@ def _require_one_row_a_subject(db: duckdb.DuckDBPyConnection, config: Config, re
         "several rows, and nothing tells which comes first: name their `prediction_time`; or, to "
         "take one of each subject, a column as `order_by` with `take: first` or `take: last`"
     )
-    few = int(several <= FEW_ROWS * rows)
-    counts = {"rows": rows, "several": several, "few": few}
-    require(db, [Requirement(message, counts, needed=("few",), unless_none="several")])
+    counts = {"rows": rows, "several": several}
+    require(db, [Requirement(message, counts, at_most=("several", FEW_ROWS, "rows"))])
 
 
 def _order(column: str, clock: Clock, types: Mapping[str, str]) -> str:

@@ -4,6 +4,8 @@ import pandas as pd
 import pytest
 
 from ehr_sn.errors import ConfigError, DataError
+from ehr_sn.ingest.checks import common_codes, count_codes
+from ehr_sn.ingest.requirements import Requirement
 from ehr_sn.ingest.store import Store, check, ingest
 
 NOON = "2020-01-01 12:00"
@@ -100,6 +102,16 @@ def encounters(hospital):
 def test_rows_that_nothing_puts_in_an_order_are_refused(encounters, take):
     with pytest.raises(DataError) as error:
         ingest(encounters(cohort__take=take))
+def test_a_share_is_judged_over_all_shards_together():
+    def shard(bad, rows):
+        return Requirement("x", {"bad": bad, "rows": rows}, at_most=("bad", 0.01, "rows"))
+
+    assert not shard(2, 100).is_met
+    assert (shard(2, 100) + shard(0, 100)).is_met
+    assert not (shard(3, 100) + shard(0, 100)).is_met
+    assert shard(0, 0).is_met
+
+
     assert "in 200 of the 240 rows of table stays the subject has several rows" in str(error.value)
     assert "a column as `order_by` with `take: first` or `take: last`" in str(error.value)
 
