@@ -5,7 +5,7 @@ bad value (text, not finite, implausible) becomes missing and the row stays. Eit
 quarantine names table, row number and reason, never the value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 
@@ -190,30 +190,43 @@ def plausible(quantity: Range) -> tuple[float, float]:
 
 
 def require_some_number(
-    db: duckdb.DuckDBPyConnection, where: str, table: str, column: str, decimal: str = "."
+    db: duckdb.DuckDBPyConnection,
+    table: str,
+    columns: Sequence[tuple[str, str]],
+    decimal: str = ".",
 ) -> None:
-    """Refuse a column in which every value is text, with what the text looks like.
+    """Refuse columns in which every value is text, with what the text looks like.
+
+    `columns` holds where the configuration names a column, and its name.
 
     Raises
     ------
     DataError
-        It is the wrong column, or numbers are written otherwise than the table says.
+        Naming each: it is the wrong column, or numbers are written otherwise than the table says.
     """
-    value = identifier(column)
-    given, texts = db.execute(
-        f"""SELECT count({value}), count(*) FILTER ({value} IS NOT NULL
-            AND {_is_text(value, decimal)}) FROM {source(table)}"""
-    ).fetchall()[0]
-    reasons = _looks(db, table, column, decimal) if given == texts else {}
-    message = (
-        f"{where}: column {column!r} of table {table} holds text in all of its $given "
-        f"filled rows, where numbers belong ({REASONS})"
+    if not columns:
+        return
+    counted = ", ".join(
+        f"count({value}), count(*) FILTER ({value} IS NOT NULL AND {_is_text(value, decimal)})"
+        for value in (identifier(column) for _, column in columns)
     )
-    counts = {"given": given, "numbers": given - texts}
-    require(
-        db,
-        [Requirement(message, counts, needed=("numbers",), unless_none="given", reasons=reasons)],
-    )
+    counts = db.execute(f"SELECT {counted} FROM {source(table)}").fetchall()[0]
+    requirements = []
+    for (where, column), given, texts in zip(columns, counts[::2], counts[1::2], strict=True):
+        message = (
+            f"{where}: column {column!r} of table {table} holds text in all of its $given "
+            f"filled rows, where numbers belong ({REASONS})"
+        )
+        requirements.append(
+            Requirement(
+                message,
+                {"given": given, "numbers": given - texts},
+                needed=("numbers",),
+                unless_none="given",
+                reasons=_looks(db, table, column, decimal) if given == texts else {},
+            )
+        )
+    require(db, requirements)
 
 
 def _looks(db: duckdb.DuckDBPyConnection, table: str, column: str, decimal: str) -> dict[str, int]:

@@ -66,7 +66,7 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
         if events.numeric_value:
             where = config.where(f"events.{i}.numeric_value")
             decimal = config.decimal_of(events.table)
-            require_some_number(db, where, events.table, events.numeric_value, decimal)
+            require_some_number(db, events.table, [(where, events.numeric_value)], decimal)
         judged = f"judged_{i}"
         _judge(db, config, i, subject_type)
         told = _told(db, events, judged, config.row_id_of(events) is not None)
