@@ -5,7 +5,7 @@ bad value (text, not finite, implausible) becomes missing and the row stays. Eit
 quarantine names table, row number and reason, never the value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 
@@ -15,15 +15,16 @@ from ehr_sn.config import Clock, Config, Range
 from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.requirements import REASONS, Requirement, require
 from ehr_sn.ingest.sql import (
-    NOBODY,
     AnyCase,
     as_text,
+    id_text,
     identifier,
     is_integer,
     literal,
     literals,
     number,
     source,
+    stands_for_nobody,
     trimmed,
 )
 
@@ -72,25 +73,19 @@ def as_subject(
     if is_integer(dtype):
         return f"TRY_CAST({identifier(column)} AS {subject_type})"
     written = as_text(identifier(column), dtype)
-    bare = trimmed(written) if dtype == "VARCHAR" else written
     if subject_type == "VARCHAR":
-        whole = rf"nullif(regexp_replace({bare}, '^(0|-?[1-9]\d*)\.0+$', '\1'), '')"
-        return f"CASE WHEN NOT {_stands_for_nobody(bare)} THEN {whole} END"
+        return id_text(written)
     as_number = r"TRY_CAST(regexp_extract({}, '^(0|-?[1-9]\d*)(\.0+)?$', 1) AS BIGINT)"
     if dtype != "VARCHAR":
         return as_number.format(written)
-    return f"coalesce({as_number.format(written)}, {as_number.format(bare)})"
+    return f"coalesce({as_number.format(written)}, {as_number.format(trimmed(written))})"
 
 
 def is_given_subject(column: str, types: Mapping[str, str]) -> str:
     """SQL that is true of an id which stands for somebody."""
     if types.get(column, "VARCHAR") != "VARCHAR":
         return is_given(column)
-    return f"{is_given(column)} AND NOT {_stands_for_nobody(trimmed(identifier(column)))}"
-
-
-def _stands_for_nobody(text: str) -> str:
-    return f"upper({text}) IN ({literals(('', *NOBODY))})"
+    return f"{is_given(column)} AND NOT {stands_for_nobody(identifier(column))}"
 
 
 def as_code(cell: str, dtype: str) -> str:
@@ -195,30 +190,43 @@ def plausible(quantity: Range) -> tuple[float, float]:
 
 
 def require_some_number(
-    db: duckdb.DuckDBPyConnection, where: str, table: str, column: str, decimal: str = "."
+    db: duckdb.DuckDBPyConnection,
+    table: str,
+    columns: Sequence[tuple[str, str]],
+    decimal: str = ".",
 ) -> None:
-    """Refuse a column in which every value is text, with what the text looks like.
+    """Refuse columns in which every value is text, with what the text looks like.
+
+    `columns` holds where the configuration names a column, and its name.
 
     Raises
     ------
     DataError
-        It is the wrong column, or numbers are written otherwise than the table says.
+        Naming each: it is the wrong column, or numbers are written otherwise than the table says.
     """
-    value = identifier(column)
-    given, texts = db.execute(
-        f"""SELECT count({value}), count(*) FILTER ({value} IS NOT NULL
-            AND {_is_text(value, decimal)}) FROM {source(table)}"""
-    ).fetchall()[0]
-    reasons = _looks(db, table, column, decimal) if given == texts else {}
-    message = (
-        f"{where}: column {column!r} of table {table} holds text in all of its $given "
-        f"filled rows, where numbers belong ({REASONS})"
+    if not columns:
+        return
+    counted = ", ".join(
+        f"count({value}), count(*) FILTER ({value} IS NOT NULL AND {_is_text(value, decimal)})"
+        for value in (identifier(column) for _, column in columns)
     )
-    counts = {"given": given, "numbers": given - texts}
-    require(
-        db,
-        [Requirement(message, counts, needed=("numbers",), unless_none="given", reasons=reasons)],
-    )
+    counts = db.execute(f"SELECT {counted} FROM {source(table)}").fetchall()[0]
+    requirements = []
+    for (where, column), given, texts in zip(columns, counts[::2], counts[1::2], strict=True):
+        message = (
+            f"{where}: column {column!r} of table {table} holds text in all of its $given "
+            f"filled rows, where numbers belong ({REASONS})"
+        )
+        requirements.append(
+            Requirement(
+                message,
+                {"given": given, "numbers": given - texts},
+                needed=("numbers",),
+                unless_none="given",
+                reasons=_looks(db, table, column, decimal) if given == texts else {},
+            )
+        )
+    require(db, requirements)
 
 
 def _looks(db: duckdb.DuckDBPyConnection, table: str, column: str, decimal: str) -> dict[str, int]:

@@ -205,9 +205,12 @@ def count_all(
     features: FeatureStatistics,
     suspects: Suspects,
 ) -> Counts:
-    """Count what the checks need of the staged tables; makes the table `code_counts`.
+    """Count what the checks need of the staged tables; makes two tables.
 
-    `code_counts`: source, code, events, numbers, subjects (no more than SMALLEST_GROUP)
+    - `coding_counts`: source, code_id, code, events, numbers; events of several codes once, as
+      "a = b"
+    - `code_counts`: source, code, events, subjects (no more than SMALLEST_GROUP); such events once
+      under each of their codes
     """
     count_codes(db)
     noticed: dict[tuple[str, str, str], tuple[int, int]] = {}
@@ -231,17 +234,30 @@ def count_all(
 
 
 def count_codes(db: duckdb.DuckDBPyConnection) -> None:
-    """Make `code_counts`. Most codes show in some events that they have subjects enough."""
+    """Make `coding_counts` and `code_counts`. Most codes show in some events that they are common.
+
+    Subjects are counted by each code of an event that has several: a rare code must stay hidden.
+    """
     distinct = "SELECT source, code_id, count(DISTINCT subject_id) AS subjects FROM"
+    by_code = "coalesce(member, code_id) AS code_id"
+    db.execute(
+        f"""CREATE TEMP VIEW each_code AS SELECT source, subject_id, {by_code}
+        FROM event_rows LEFT JOIN joint_codes USING (code_id)"""
+    )
+    db.execute(
+        """CREATE TABLE coding_counts AS SELECT source, code_id, code, events, numbers
+        FROM (SELECT source, code_id, count(*) AS events, count(numeric_value) AS numbers
+            FROM event_rows GROUP BY ALL) JOIN event_codes USING (code_id)"""
+    )
     db.execute(
         f"""CREATE TABLE code_counts AS
-        WITH common AS ({distinct} (FROM event_rows LIMIT {COUNTED_FIRST}) GROUP BY ALL
+        WITH common AS ({distinct} (FROM each_code LIMIT {COUNTED_FIRST}) GROUP BY ALL
             HAVING subjects >= {SMALLEST_GROUP}),
-        rare AS ({distinct} (FROM event_rows ANTI JOIN common USING (source, code_id))
+        rare AS ({distinct} (FROM each_code ANTI JOIN common USING (source, code_id))
             GROUP BY ALL),
-        every AS (SELECT source, code_id, count(*) AS events, count(numeric_value) AS numbers
-            FROM event_rows GROUP BY ALL)
-        SELECT source, code, events, numbers, least(subjects, {SMALLEST_GROUP}) AS subjects
+        every AS (SELECT source, {by_code}, sum(events)::BIGINT AS events
+            FROM coding_counts LEFT JOIN joint_codes USING (code_id) GROUP BY ALL)
+        SELECT source, code, events, least(subjects, {SMALLEST_GROUP}) AS subjects
         FROM every JOIN (FROM common UNION ALL FROM rare) USING (source, code_id)
         JOIN event_codes USING (code_id)"""
     )
@@ -279,7 +295,7 @@ def find_all(
     table_rows: dict[str, int],
     attrition: Sequence[Mapping[str, Any]],
 ) -> list[Finding]:
-    """Every check, the most severe first. Needs the tables `code_counts` and `code_sets`."""
+    """Every check, the most severe first. Needs `coding_counts`, `code_counts`, `code_sets`."""
     observed = {f.name: int(n) for f, n in zip(features, counts.features.observed, strict=True)}
     usable = Usable.of(db, observed)
     empty = _empty_columns(db, config, counts, usable)
@@ -608,9 +624,10 @@ def _shown_codes(db: duckdb.DuckDBPyConnection) -> list[str]:
 
 def _unused_codes(db: duckdb.DuckDBPyConnection, config: Config) -> list[Finding]:
     unused = db.execute(
-        f"""SELECT source, count(*), sum(events)::BIGINT,
+        f"""SELECT source, count(*), sum(c.events)::BIGINT,
             min(code) FILTER (subjects >= {SMALLEST_GROUP})
-        FROM code_counts WHERE code NOT IN (SELECT code FROM code_sets) GROUP BY source"""
+        FROM coding_counts c LEFT JOIN code_counts USING (source, code)
+        WHERE code NOT IN (SELECT code FROM code_sets) GROUP BY source"""
     ).fetchall()
     tables = list(config.tables)
     return [
@@ -676,7 +693,7 @@ def _empty_columns(
         if check == EMPTY and n == counts.features.rows
     ]
     events = dict(
-        db.execute("SELECT source, sum(events)::BIGINT FROM code_counts GROUP BY 1").fetchall()
+        db.execute("SELECT source, sum(events)::BIGINT FROM coding_counts GROUP BY 1").fetchall()
     )
     faulty = {table for (table, _, action) in counts.quarantined if action != SET_ASIDE}
     for one in config.events:

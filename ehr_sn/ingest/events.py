@@ -5,6 +5,7 @@ Made here in DuckDB:
 - `events`: source, subject_id, time, code, numeric_value
 - `event_rows`: the same, with code_id for the code
 - `events_by_code`: the same without source, and one row a code of what has several
+- `joint_codes`: code_id of what has several codes, and code_id (`member`) and code of each
 
 They are views of the judged rows: no event is copied, and codes are compared as numbers.
 """
@@ -58,14 +59,14 @@ def stage_events(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
         A column of values holds no number at all.
     """
     subject_type = subject_type_of(db, config)
-    db.execute("CREATE TABLE joint_codes (code_id INTEGER, code VARCHAR)")
+    db.execute("CREATE TABLE joint_codes (code_id INTEGER, member INTEGER, code VARCHAR)")
     rows: dict[str, dict[str, int]] = {}
     kept = []
     for i, events in enumerate(config.events):
         if events.numeric_value:
             where = config.where(f"events.{i}.numeric_value")
             decimal = config.decimal_of(events.table)
-            require_some_number(db, where, events.table, events.numeric_value, decimal)
+            require_some_number(db, events.table, [(where, events.numeric_value)], decimal)
         judged = f"judged_{i}"
         _judge(db, config, i, subject_type)
         told = _told(db, events, judged, config.row_id_of(events) is not None)
@@ -270,7 +271,7 @@ def _merge_codings(db: duckdb.DuckDBPyConnection, judged: str, table: str) -> No
     )
     members = "(SELECT code_id AS joint_id, unnest(codes) AS code_id FROM joint)"
     db.execute(
-        f"""INSERT INTO joint_codes SELECT joint_id, code FROM {members} m
+        f"""INSERT INTO joint_codes SELECT joint_id, code_id, code FROM {members} m
         JOIN event_codes USING (code_id)"""
     )
     db.execute(

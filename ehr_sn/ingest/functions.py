@@ -15,7 +15,7 @@ Those that begin with an underscore take the place of casts and of strptime in q
 
 import duckdb
 
-from ehr_sn.ingest.sql import NOBODY, is_plain_number, literal, literals, trimmed
+from ehr_sn.ingest.sql import id_text, is_plain_number, literal
 from ehr_sn.ingest.times import day_end, moment_of_text, offset_of_text, parsed
 
 
@@ -56,8 +56,7 @@ def create_functions(db: duckdb.DuckDBPyConnection, time_zone: str | None) -> No
         "written_time(x)": rf"""CASE WHEN {_is("VARCHAR")} THEN TRY_CAST(nullif(regexp_extract(
                 x::VARCHAR, '[T ](\d\d:\d\d(:\d\d([.]\d+)?)?)', 1), '') AS TIME)
             ELSE _to_time(x) END""",
-        "id(x)": f"""CASE WHEN upper(trim(x::VARCHAR)) NOT IN ({literals(("", *NOBODY))})
-            THEN regexp_replace({trimmed("x::VARCHAR")}, '^(0|-?[1-9][0-9]*)[.]0+$', '\\1') END""",
+        "id(x)": id_text("x::VARCHAR"),
         "_strptime(x, f)": parsed("x::VARCHAR", "f"),
     }
     for signature, body in bodies.items():

@@ -48,15 +48,15 @@ class Usable:
 
     @classmethod
     def of(cls, db: duckdb.DuckDBPyConnection, features: Mapping[str, int]) -> "Usable":
-        """Needs `code_counts` and `code_sets`."""
+        """Needs `coding_counts` and `code_sets`."""
         measurements = db.execute(
             """SELECT replace(key, 'features.measurements.', ''), sum(numbers)::BIGINT
             FROM (SELECT DISTINCT key, code FROM code_sets
                 WHERE starts_with(key, 'features.measurements.'))
-            JOIN code_counts USING (code) GROUP BY 1"""
+            JOIN coding_counts USING (code) GROUP BY 1"""
         ).fetchall()
         tables = db.execute(
-            "SELECT source, sum(numbers)::BIGINT FROM code_counts GROUP BY 1"
+            "SELECT source, sum(numbers)::BIGINT FROM coding_counts GROUP BY 1"
         ).fetchall()
         return cls(features, dict(measurements), dict(tables))
 

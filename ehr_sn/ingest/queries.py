@@ -145,9 +145,14 @@ def _lenient_cast(cast: dict[str, Any], child: dict[str, Any], with_comma: Conta
     if child["class"] == "COLUMN_REF" and target in _numeric_types():
         comma = child["column_names"][-1].lower() in with_comma
         function = "_comma_number" if comma else "_number"
-        template = _parsed(_TO_NUMBER)["statements"][0]["node"]["select_list"][0]
-        return _filled(template, child, cast["type_expr"], function) | {"alias": cast["alias"]}
+        return _filled(_to_number(), child, cast["type_expr"], function) | {"alias": cast["alias"]}
     return cast | {"try_cast": True}
+
+
+@cache
+def _to_number() -> Any:
+    """The parsed template of a cast to a number; `_filled` leaves it as it is."""
+    return _parsed(_TO_NUMBER)["statements"][0]["node"]["select_list"][0]
 
 
 def _filled(node: Any, child: Any, target: Any, function: str) -> Any:

@@ -22,6 +22,7 @@ REASONS = "$reasons"  # in a message: the requirement's reasons, each after how 
 class Requirement:
     """At least `least` of each count in `needed`, and none of those in `refused`.
 
+    `at_most` names a count, and which share it may be of another count: ("bad", 0.01, "rows").
     Where the count `unless_none` is zero, nothing is required. In `message` a count stands as
     `$name`, and `REASONS` for the reasons; it must otherwise be the same for every shard.
     """
@@ -31,6 +32,7 @@ class Requirement:
     needed: tuple[str, ...] = ()
     least: int = 1
     refused: tuple[str, ...] = ()
+    at_most: tuple[str, float, str] | None = None
     unless_none: str | None = None
     reasons: dict[str, int] = field(default_factory=dict)
 
@@ -38,6 +40,10 @@ class Requirement:
     def is_met(self) -> bool:
         if self.unless_none is not None and not self.counts[self.unless_none]:
             return True
+        if self.at_most is not None:
+            name, share, of = self.at_most
+            if self.counts[name] > share * self.counts[of]:
+                return False
         enough = all(self.counts[name] >= self.least for name in self.needed)
         return enough and not any(self.counts[name] for name in self.refused)
 

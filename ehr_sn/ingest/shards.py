@@ -54,7 +54,7 @@ GROUP_ROWS = 2**14  # at least so many in a row group of what is dealt, but the 
 KEYS = ("subject_id", "prediction_time")
 
 TABLES = ("values", "mask", "labels", "splits", "quarantine")  # the store's, in parts by shard
-CODE_TABLES = ("code_counts", "code_sets")  # that the checks need of every shard
+CODE_TABLES = ("coding_counts", "code_counts", "code_sets")  # that the checks need of every shard
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,21 @@ def trimmed(text: str) -> str:
     return f"trim({text}, {literal(BLANKS)})"
 
 
+def stands_for_nobody(text: str) -> str:
+    """SQL that is true of an id, as text, which stands for a missing one."""
+    return f"upper({trimmed(text)}) IN ({literals(('', *NOBODY))})"
+
+
+def id_text(text: str) -> str:
+    """SQL for an id, given as text, as ids are compared: 7 also where it is 7.0; NULL for nobody.
+
+    >>> duckdb.sql(f"SELECT {id_text('a')} FROM (VALUES (' 7.0'), ('n/a ')) t(a)").fetchall()
+    [('7',), (None,)]
+    """
+    whole = rf"regexp_replace({trimmed(text)}, '^(0|-?[1-9]\d*)\.0+$', '\1')"
+    return f"CASE WHEN NOT {stands_for_nobody(text)} THEN {whole} END"
+
+
 def source(table: str) -> str:
     """A loaded table as SQL names it."""
     return f"source.{identifier(table)}"

@@ -150,12 +150,12 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
             table: ", ".join(literal(str(work.codes(table, shard))) for shard in work.shards)
             for table in CODE_TABLES
         }
-        db.execute(
-            f"""CREATE TABLE code_counts AS
-            SELECT source, code, sum(events)::BIGINT AS events, sum(numbers)::BIGINT AS numbers,
-                sum(subjects)::BIGINT AS subjects
-            FROM read_parquet([{parts["code_counts"]}]) GROUP BY ALL"""
-        )
+        for table, counted in (("coding_counts", "numbers"), ("code_counts", "subjects")):
+            db.execute(
+                f"""CREATE TABLE {table} AS SELECT source, code, sum(events)::BIGINT AS events,
+                    sum({counted})::BIGINT AS {counted}
+                FROM read_parquet([{parts[table]}]) GROUP BY ALL"""
+            )
         db.execute(
             f"""CREATE TABLE code_sets AS
             SELECT DISTINCT key, entry, written, code FROM read_parquet([{parts["code_sets"]}])"""

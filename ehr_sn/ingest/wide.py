@@ -55,6 +55,8 @@ NOT_REACHED = "the prediction time was not reached when the tables were copied"
 _ALIKE = "subject appears again{}, with other values"
 _REPEATS = "repeats an earlier row"
 FEW_ROWS = 0.01  # share of rows without an order up to which they are set aside, and not refused
+MANY_COLUMNS = 100  # of features, from which DuckDB's plans of them take long to be optimised
+_QUADRATIC = "common_subexpressions,projection_placement"  # in the columns of a statement
 
 
 def stage_cohort(
@@ -71,6 +73,8 @@ def stage_cohort(
         No row is usable, or a feature's column holds nothing that it could be made of.
     """
     pseudonymise(db, config, in_order)
+    if len(config.features.wide) > MANY_COLUMNS:
+        db.execute(f"SET disabled_optimizers = {literal(_QUADRATIC)}")
     create_quarantine(db)
     create_notices(db)
     stage_code_sets(db, config)
@@ -107,8 +111,9 @@ def stage_cohort(
     )
     db.execute(f"CREATE TABLE stated AS SELECT row {stated} FROM wide ORDER BY row")
     _stage_lifetimes(db, config)
-    if not in_order:
+    if not in_order:  # else the view is yet to be read
         db.execute("DROP TABLE wide")
+        db.execute("RESET disabled_optimizers")
     _stage_given_splits(db, config)
     return attrition
 
@@ -175,9 +180,8 @@ def _require_one_row_a_subject(db: duckdb.DuckDBPyConnection, config: Config, re
         "several rows, and nothing tells which comes first: name their `prediction_time`; or, to "
         "take one of each subject, a column as `order_by` with `take: first` or `take: last`"
     )
-    few = int(several <= FEW_ROWS * rows)
-    counts = {"rows": rows, "several": several, "few": few}
-    require(db, [Requirement(message, counts, needed=("few",), unless_none="several")])
+    counts = {"rows": rows, "several": several}
+    require(db, [Requirement(message, counts, at_most=("several", FEW_ROWS, "rows"))])
 
 
 def _order(column: str, clock: Clock, types: Mapping[str, str]) -> str:
@@ -324,6 +328,7 @@ def _numbers(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) ->
     """DuckDB's type of each column that has one of numbers; text in all of another is refused."""
     types = {table: types_of(db, table) for table in (config.cohort.table, *config.cohort.join)}
     numbers = {}
+    untyped: dict[str, list[tuple[str, str]]] = {table: [] for table in types}
     for name, feature in config.features.wide.items():
         for column in columns.of_features[name]:
             dtype = types[column.table][column.name]
@@ -331,8 +336,9 @@ def _numbers(db: duckdb.DuckDBPyConnection, config: Config, columns: Columns) ->
                 numbers[column] = dtype
             elif feature.since is None and feature.categories is None:
                 where = config.where(config.features.key(name))
-                decimal = config.decimal_of(column.table)
-                require_some_number(db, where, column.table, column.name, decimal)
+                untyped[column.table].append((where, column.name))
+    for table, named in untyped.items():
+        require_some_number(db, table, named, config.decimal_of(table))
     return numbers
 
 

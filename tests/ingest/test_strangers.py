@@ -4,6 +4,8 @@ import pandas as pd
 import pytest
 
 from ehr_sn.errors import ConfigError, DataError
+from ehr_sn.ingest.checks import common_codes, count_codes
+from ehr_sn.ingest.requirements import Requirement
 from ehr_sn.ingest.store import Store, check, ingest
 
 NOON = "2020-01-01 12:00"
@@ -62,10 +64,52 @@ def test_rows_with_one_row_id_that_differ_in_their_code_count_once(coded):
     assert staged.quarantine() == [("labs", 7, "repeats an earlier row")]
 
 
+def test_codes_of_one_thing_are_counted_each_for_itself(coded):
+    staged = coded(row_id="key")
+    count_codes(staged.db)
+    assert staged.rows("SELECT code, events, subjects FROM code_counts ORDER BY ALL") == [
+        ("E11", 1, 1), ("SYS", 2, 1), ("hdl", 1, 1), ("other", 1, 1), ("sbp", 2, 1)
+    ]  # fmt: skip
+    assert staged.rows("SELECT code, events, numbers FROM coding_counts ORDER BY ALL") == [
+        ("E11", 1, 0), ("SYS", 1, 1), ("SYS = sbp", 1, 1), ("hdl = other", 1, 1), ("sbp", 1, 1)
+    ]  # fmt: skip
+
+
+def test_a_rare_code_stays_hidden_where_others_have_it_beside_another_code(hospital, stage):
+    people = range(1, 31)
+    hospital.write(
+        patients=pd.DataFrame({"id": people, "index": 500, "end": 1000, "age": 50}),
+        labs=pd.DataFrame(
+            [
+                (i, 50, code, 5, i)
+                for i in people
+                for code in ("hdl", "common" if i > 5 else "rare")
+            ],
+            columns=["id", "day", "test", "x", "key"],
+        ),
+        diagnoses=pd.DataFrame({"id": [1], "day": [600], "icd": ["E11"]}),
+    )
+    staged = stage(hospital.config(events__0__row_id="key"))
+    count_codes(staged.db)
+    counted = staged.rows("SELECT source, code, events, subjects FROM code_counts")
+    told = common_codes(counted, {"labs": 30, "diagnoses": 1})
+    assert told["labs"] == {"events": 30, "codes": {"hdl": 30, "common": 25}}
+
+
 def test_without_a_row_id_each_code_is_a_measurement(coded):
     staged = coded()
     assert staged.features().loc[1, "sbp.count"] == 4
     assert noticed(staged, "several codes") == []
+
+
+def test_a_share_is_judged_over_all_shards_together():
+    def shard(bad, rows):
+        return Requirement("x", {"bad": bad, "rows": rows}, at_most=("bad", 0.01, "rows"))
+
+    assert not shard(2, 100).is_met
+    assert (shard(2, 100) + shard(0, 100)).is_met
+    assert not (shard(3, 100) + shard(0, 100)).is_met
+    assert shard(0, 0).is_met
 
 
 # -- several rows a subject, and none says when ----------------------------------------------------
