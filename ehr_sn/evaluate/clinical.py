@@ -176,7 +176,7 @@ def operating_points(
         for for_choice, for_judging in zip(tuning, held_out, strict=True):
             positive, p = checked(*for_choice, ndim=1, probabilities=True)
             class_sizes(positive)
-            threshold = float(np.quantile(p[positive], 1 - aim, method="lower"))
+            threshold = _highest_threshold(p[positive], aim)
             positive, p = checked(*for_judging, ndim=1, probabilities=True)
             flagged = p >= threshold
             counts.append(
@@ -201,6 +201,12 @@ def operating_points(
             )
         )
     return points
+
+
+def _highest_threshold(p: Array, aim: float) -> float:
+    """The highest threshold from which on at least `aim` of the positives' predictions `p` lie."""
+    needed = max(1, int(np.ceil(aim * p.size - 1e-9)))  # 0.7 · 10 is not to be rounded up to 8
+    return float(np.sort(p)[-needed])
 
 
 @dataclass(frozen=True)

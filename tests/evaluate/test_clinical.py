@@ -101,6 +101,18 @@ def test_operating_points_are_chosen_on_tuning_rows_and_judged_on_held_out_ones(
     assert operating_points([tuning] * 2, [held_out] * 2) == operating_points([tuning], [held_out])
 
 
+@pytest.mark.parametrize("m", [1, 2, 3, 7, 10, 20, 100])
+@pytest.mark.parametrize("decimals", [1, 2, 9])
+def test_an_operating_point_has_the_highest_threshold_with_the_aim_on_tuning_rows(m, decimals):
+    rng = np.random.default_rng(m)
+    y, p = np.repeat([1, 0], [m, 3 * m]), rng.random(4 * m).round(decimals)
+    aims = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1)
+    for point in operating_points([(y, p)], [(y, p)], aims):
+        reached = [t for t in p if (p[y == 1] >= t).sum() >= point.aim * m - 1e-9]
+        assert point.threshold == max(reached)
+        assert point.sensitivity.value >= point.aim - 1e-12
+
+
 def test_a_group_for_whom_the_model_is_wrong_is_seen():
     y, p = cohort()
     old = np.arange(4000) < 1000
