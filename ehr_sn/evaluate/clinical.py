@@ -80,13 +80,20 @@ def net_benefit(y: ArrayLike, p: ArrayLike, threshold: float) -> float:
 
 
 def decision_curve(splits: Sequence[Split], *, points: int = 60) -> DecisionCurve:
-    """The decision curve from a threshold of 1% to the 99th percentile of the predictions.
+    """The decision curve of a model over the thresholds at which people might act on it.
+
+    The `points` thresholds, evenly spaced, begin at 1 %, or at a tenth of the share of cases where
+    that is lower: at a rare disease, the treatment of everybody pays only below 1 %. They end at
+    the 99th percentile of the predictions, but not below 2 % or twice the share of cases, whichever
+    is lower, and not above 99 %.
 
     Net benefit is a mean over subjects, and so has the standard error of a mean: that to which a
     bootstrap of the subjects tends.
     """
     highest = np.quantile(np.concatenate([np.asarray(p) for _, p in splits]), 0.99)
-    thresholds = np.linspace(0.01, np.clip(highest, 0.02, 0.99), points)
+    cases = float(np.mean(np.concatenate([np.asarray(y) for y, _ in splits]))) or 1.0
+    first, last = min(0.01, cases / 10), np.clip(highest, min(0.02, 2 * cases), 0.99)
+    thresholds = np.linspace(first, last, points)
     columns = []
     for threshold in thresholds:
         parts = [_benefits(y, p, threshold) for y, p in splits]

@@ -413,7 +413,13 @@ def _signed(value: float | None, digits: int = 3) -> str:
 
 
 def _percent(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.0%}"
+    """
+    >>> _percent(0.347), _percent(0.00124), _percent(0.0)
+    ('35%', '0.12%', '0%')
+    """
+    if np.isnan(value):
+        return "–"
+    return f"{value:.0%}" if value >= 0.01 else f"{100 * value:.2g}%"
 
 
 def _few(count: int | str | None, smallest: int) -> str:

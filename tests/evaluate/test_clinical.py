@@ -53,6 +53,21 @@ def test_a_calibrated_model_is_worth_using_and_one_that_knows_nothing_is_not():
     assert_allclose(blind.model[0], blind.treat_all[0])
 
 
+def test_the_decision_curve_of_a_rare_disease_begins_below_its_share_of_cases():
+    rng = np.random.default_rng(0)
+    p = expit(rng.normal(-7, 1.2, 60_000))
+    y = (rng.random(len(p)) < p).astype(float)
+    assert y.mean() < 0.005
+    curve = decision_curve([(y, p), (y, p)])
+    assert curve.threshold[0] == pytest.approx(y.mean() / 10)
+    assert curve.treat_all[0] > 0 > curve.treat_all[-1]
+    low, high = curve.useful()
+    assert low < y.mean() < high
+    assert decision_curve([cohort()]).threshold[0] == 0.01
+    assert decision_curve([(y, np.full_like(p, y.mean()))]).threshold[-1] > y.mean()
+    assert decision_curve([(np.zeros(9), np.full(9, 0.3))]).threshold[0] == 0.01
+
+
 def test_the_interval_of_a_decision_curve_is_that_of_a_bootstrap_of_the_subjects():
     y, p = cohort(n=600)
     curve = decision_curve([(y, p)], points=4)
