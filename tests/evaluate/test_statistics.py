@@ -1,10 +1,12 @@
 import warnings
 from dataclasses import FrozenInstanceError
+from itertools import permutations, product
+from math import factorial
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy.stats import friedmanchisquare, kstest, norm
+from scipy.stats import f, friedmanchisquare, kstest, norm, rankdata
 from sklearn.metrics import roc_auc_score
 
 from ehr_sn.evaluate.metrics import auroc
@@ -336,18 +338,47 @@ def test_friedman_and_nemenyi_are_as_published():
     """The worked example of J. Demšar, JMLR 7:1 (2006), section 3.2.2."""
     result = friedman(-DEMSAR, ["C4.5", "C4.5+m", "C4.5+cf", "C4.5+m+cf"])
     assert_allclose(result.mean_ranks, [3.143, 2.000, 2.893, 1.964], atol=5e-4)
-    assert result.chi2 == pytest.approx(9.28, abs=0.005)
-    assert result.f == pytest.approx(3.69, abs=0.005)
+    tied = 1 - (3 * (2**3 - 2) + 4**3 - 4) / (14 * 4 * (4**2 - 1))
+    assert result.chi2 * tied == pytest.approx(9.28, abs=0.005)  # it is not corrected for ties
     assert result.critical_difference == pytest.approx(1.25, abs=0.005)
-    assert result.p == pytest.approx(0.0197, abs=5e-4)  # beyond F(3, 39) = 2.85 at 5%
+    assert result.f == pytest.approx(13 * result.chi2 / (14 * 3 - result.chi2))
+    assert (result.p, result.exact) == (pytest.approx(float(f.sf(result.f, 3, 39))), False)
     assert result.alike("C4.5+m") == ("C4.5", "C4.5+cf", "C4.5+m+cf")
 
 
-def test_friedmans_statistic_is_scipys_where_nothing_is_tied():
-    scores = np.random.default_rng(16).random((12, 5))
+@pytest.mark.parametrize("decimals", [9, 1, 0])
+def test_friedmans_statistic_is_scipys_with_ties_and_without(decimals):
+    scores = np.random.default_rng(16).random((12, 5)).round(decimals)
     result = friedman(scores, list("abcde"))
     expected = friedmanchisquare(*scores.T)
     assert (result.chi2, result.p_chi2) == pytest.approx((expected.statistic, expected.pvalue))
+
+
+@pytest.mark.parametrize(("n", "k"), [(2, 2), (3, 2), (2, 3), (3, 3), (4, 3), (2, 4), (3, 4)])
+@pytest.mark.parametrize("decimals", [9, 1, 0])
+def test_friedmans_p_of_few_cells_is_the_share_of_all_arrangements(n, k, decimals):
+    scores = np.random.default_rng(n).random((n, k)).round(decimals)
+    result = friedman(scores, [str(i) for i in range(k)])
+
+    def apart(table):
+        return np.square(rankdata(-np.array(table), axis=1).sum(axis=0)).sum()
+
+    every = [apart(rows) for rows in product(*(list(permutations(row)) for row in scores))]
+    assert result.exact
+    assert result.p == pytest.approx(np.mean(np.array(every) >= apart(scores) - 1e-9))
+
+
+def test_two_cells_that_agree_on_two_methods_establish_nothing():
+    result = friedman([[0.8, 0.7], [0.9, 0.6]], ["a", "b"])
+    assert result.p == 0.5
+    assert "Friedman p = 0.500 (exact)" in str(result)
+    assert friedman([[0.5, 0.5], [0.7, 0.7]], ["a", "b"]).p == 1
+
+
+@pytest.mark.parametrize(("n", "k"), [(17, 2), (7, 3), (4, 4), (3, 5), (2, 8)])
+def test_friedmans_exact_p_where_all_cells_agree(n, k):
+    result = friedman(np.tile(np.arange(k), (n, 1)), [str(i) for i in range(k)])
+    assert result.p == pytest.approx(1 / factorial(k) ** (n - 1))
 
 
 def test_methods_that_rank_alike_everywhere_are_told_apart_and_equal_ones_never():
