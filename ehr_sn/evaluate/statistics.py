@@ -44,6 +44,8 @@ class MeanSD:
 class AUROC:
     """An area under the ROC curve with DeLong's standard error and 95% interval.
 
+    The interval of an area of 0 or 1 is exact and one-sided: see `delong`.
+
     >>> print(AUROC.from_se(0.8127, 0.011, n=1071, n_positive=140))
     AUROC 0.813 (95% CI 0.791 to 0.834, DeLong; 140 of 1,071 positive)
     """
@@ -61,8 +63,9 @@ class AUROC:
         return cls(value, se, *_wald(value, se, low=0.0), n=n, n_positive=n_positive)
 
     def __str__(self) -> str:
+        how = "exact" if self.value in (0, 1) else "DeLong"
         return (
-            f"AUROC {self.value:.3f} (95% CI {self.ci_low:.3f} to {self.ci_high:.3f}, DeLong; "
+            f"AUROC {self.value:.3f} (95% CI {self.ci_low:.3f} to {self.ci_high:.3f}, {how}; "
             f"{self.n_positive:,} of {self.n:,} positive)"
         )
 
@@ -228,16 +231,25 @@ Estimate = TypeVar("Estimate", AUROC, PairedAUROC)
 def delong(y: ArrayLike, score: ArrayLike) -> AUROC:
     """AUROC of one prediction with DeLong's 95% interval; `y` and `score` have shape (n,).
 
-    A perfect AUROC gets a zero-width interval, and fewer than two subjects of a class a NaN one:
-    both say that there are too few subjects, not that the value is certain. Raises ValueError as
+    An AUROC of 1, or of 0, has no spread, but is not certain. Its interval reaches from there to
+    Clopper and Pearson's bound (Biometrika 26:404, 1934) for k of k independent pairs, 0.025^(1/k),
+    k the size of the smaller class: so many pairs of a positive and a negative share no subject,
+    and all are in order. `se` is that of which 1.96 reach this bound. The bound is conservative;
+    others assume a distribution of the scores (N. A. Obuchowski, M. L. Lieber, Acad Radiol 9:526,
+    2002). Fewer than two subjects of a class give a NaN interval. Raises ValueError as
     `metrics.auroc` does. Source: see `delong_covariance`.
 
     >>> print(delong([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.3, 0.7, 0.8]))
     AUROC 0.889 (95% CI 0.581 to 1.000, DeLong; 3 of 6 positive)
+    >>> print(delong([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.3, 0.6, 0.7, 0.8]))
+    AUROC 1.000 (95% CI 0.292 to 1.000, exact; 3 of 6 positive)
     """
     below, above = _wins(y, np.asarray(score)[None])
     area, variance = _areas_and_covariance(below, above)
-    return AUROC.from_se(float(area[0]), float(np.sqrt(variance[0, 0])), **_counts(below, above))
+    se = float(np.sqrt(variance[0, 0]))
+    if se == 0 and area[0] in (0, 1):
+        se = (1 - 0.025 ** (1 / min(below.shape[-1], above.shape[-1]))) / Z95
+    return AUROC.from_se(float(area[0]), se, **_counts(below, above))
 
 
 def paired_delong(y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike) -> PairedAUROC:

@@ -6,7 +6,7 @@ from math import factorial
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy.stats import f, friedmanchisquare, kstest, norm, rankdata
+from scipy.stats import binomtest, f, friedmanchisquare, kstest, norm, rankdata
 from sklearn.metrics import roc_auc_score
 
 from ehr_sn.evaluate.metrics import auroc
@@ -144,9 +144,40 @@ def test_a_difference_without_any_spread_is_no_proof():
     assert np.isnan(paired_delong(y, y, np.zeros(10)).p)
 
 
-def test_a_perfect_prediction_has_an_interval_of_no_width_inside_the_unit_interval():
-    result = delong([0, 0, 1, 1], [1, 2, 3, 4])
-    assert (result.value, result.se, result.ci_low, result.ci_high) == (1, 0, 1, 1)
+@pytest.mark.parametrize(("m", "n"), [(2, 2), (3, 50), (50, 3), (200, 400)])
+def test_a_perfect_prediction_has_the_exact_interval_of_its_disjoint_pairs(m, n):
+    y, score = np.repeat([0, 1], [n, m]), np.arange(n + m)
+    exact = binomtest(min(m, n), min(m, n)).proportion_ci(method="exact")
+    best, worst = delong(y, score), delong(y, -score)
+    assert (best.value, best.ci_high) == (1, 1)
+    assert best.ci_low == pytest.approx(exact.low)
+    assert (worst.value, worst.ci_low, worst.ci_high) == (0, 0, pytest.approx(1 - exact.low))
+    combined = over_splits([best] * 3)
+    assert (combined.ci_low, combined.ci_high) == (pytest.approx(exact.low), 1)
+
+
+def test_a_perfect_split_widens_the_interval_over_splits_as_a_split_of_few_subjects():
+    y, score, _ = two_scores(np.random.default_rng(3), 60)
+    usual, perfect = delong(y, score), delong([0] * 40 + [1] * 4, range(44))
+    combined = over_splits([usual, perfect])
+    assert combined.value == pytest.approx((usual.value + 1) / 2)
+    assert combined.se > usual.se
+
+
+@pytest.mark.parametrize(("m", "n", "gain"), [(3, 20, 2.0), (5, 50, 3.0)])
+def test_the_interval_of_perfect_predictions_misses_the_truth_rarely(m, n, gain):
+    """Over all samples, perfect ones that miss the truth are at most 2.5%."""
+    rng, y = np.random.default_rng(5), np.repeat([0, 1], [n, m])
+    samples = [delong(y, rng.normal(size=n + m) + gain * y) for _ in range(2000)]
+    truth = norm.cdf(gain / np.sqrt(2))
+    perfect = [sample for sample in samples if sample.value == 1]
+    assert len(perfect) > 200
+    assert sum(truth < sample.ci_low for sample in perfect) <= 0.025 * len(samples)
+
+
+def test_a_prediction_that_is_all_ties_is_no_better_than_chance_for_certain():
+    result = delong([0, 0, 1, 1], [1, 1, 1, 1])
+    assert (result.value, result.se) == (0.5, 0)
 
 
 def test_an_interval_never_leaves_the_possible_range():
