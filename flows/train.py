@@ -27,6 +27,7 @@ from rich.progress import (
 
 from ehr_sn import tracking
 from ehr_sn.config import load_config, settings
+from ehr_sn.evaluate.diagnostics import asked_of
 from ehr_sn.ingest.store import Store
 from ehr_sn.models import learning_curve
 from ehr_sn.models import train as training
@@ -142,6 +143,7 @@ def train(config_path: str, store_path: str | None = None, force: bool = False) 
     store_path = str(Path(store_path or ingest(config_path)).absolute())
     config_path = str(Path(config_path).absolute())  # workers may run in another folder
     config, store = load_config(config_path), Store(Path(store_path))
+    asked_of(config, store)  # refuses a wrong name before anything is trained
     with tracking.tracked(config, store, force) as tracker:
         if tracker.is_finished():
             return tracker.parent_id

@@ -36,6 +36,7 @@ from ehr_sn.evaluate.diagnostics import (
     MissingCount,
     Shift,
     SparsityBias,
+    asked_of,
     leak_audit,
     missing_table,
     sparsity_bias,
@@ -300,7 +301,7 @@ class Report:
 
     @cached_property
     def audits(self) -> list[LeakAudit]:
-        return leak_audit(self.store)
+        return leak_audit(self.store, asked=asked_of(self.config, self.store))
 
     @cached_property
     def observed_rate(self) -> float:
