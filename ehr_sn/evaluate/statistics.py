@@ -391,11 +391,11 @@ def _arranged(ranks: Array) -> float:
     """
     rows = np.rint(2 * ranks).astype(np.int64)  # middle ranks are half-integers
     orders = list(permutations(range(rows.shape[1])))
-    sums, ways = np.sort(rows[:1]), np.ones(1)
+    sums, ways = np.sort(rows[:1]), np.ones(1, np.int64)
     for row in rows[1:]:
         added = np.sort((sums[:, None] + row[orders]).reshape(-1, len(row)))
         sums, place = np.unique(added, axis=0, return_inverse=True)
-        ways = np.bincount(place.ravel(), np.repeat(ways, len(orders)))
+        ways = np.bincount(place.ravel(), np.repeat(ways, len(orders))).astype(np.int64)
     as_far = np.square(sums).sum(axis=1) >= np.square(rows.sum(axis=0)).sum()
     return float(ways[as_far].sum() / ways.sum())
 
