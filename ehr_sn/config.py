@@ -1038,11 +1038,15 @@ class Evaluate(StrictModel):
 
     `groups` are subjects for whom the model is judged apart: by default by age and sex, where there
     are features of such names. `learning_curve` trains the reference and the best method again on
-    10, 25 and 50 % of the training rows.
+    10, 25 and 50 % of the training rows. `asked_of` names features that are asked of some people
+    only, each with the feature that is above zero for those: the leak audit, also that of
+    promotion, judges their absence among these people. It is ignored for a feature of which more
+    than 1 % of the entries are those of others.
     """
 
     groups: dict[Name, GroupConfig] | None = None
     learning_curve: bool = False
+    asked_of: dict[str, str] = {}
 
 
 class Scoring(StrictModel):

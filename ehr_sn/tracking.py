@@ -35,7 +35,7 @@ from mlflow.tracking import MlflowClient
 from ehr_sn import __version__
 from ehr_sn.config import Config, RepresentationConfig, digest
 from ehr_sn.errors import EhrSnError
-from ehr_sn.evaluate.diagnostics import Diagnosis, diagnose, leak_audit
+from ehr_sn.evaluate.diagnostics import Diagnosis, asked_of, diagnose, leak_audit
 from ehr_sn.evaluate.figures import sparsity_bias_figure
 from ehr_sn.evaluate.plots import roc_and_calibration, seed_strip
 from ehr_sn.evaluate.report import Recorded
@@ -275,7 +275,7 @@ class Tracker:
         self.client.log_figure(self.parent_id, seed_strip(results, title=title), "comparison.png")
         self.client.log_text(self.parent_id, json.dumps(results, indent=2), "comparison.json")
         spent = {f"seconds_{name}": value for name, value in seconds.items()}
-        audits = leak_audit(store)
+        audits = leak_audit(store, asked=asked_of(config, store))
         table = pd.DataFrame([row for audit in audits for row in audit.rows()])
         self.client.log_text(self.parent_id, table.to_csv(index=False), "leak_audit.csv")
         metrics = spent | {k: v for audit in audits for k, v in audit.as_metrics().items()}

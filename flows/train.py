@@ -27,6 +27,7 @@ from rich.progress import (
 
 from ehr_sn import tracking
 from ehr_sn.config import load_config, settings
+from ehr_sn.evaluate.diagnostics import asked_of
 from ehr_sn.ingest.store import Store
 from ehr_sn.models import learning_curve
 from ehr_sn.models import train as training
@@ -101,6 +102,8 @@ def train_cells(config_path: str, store_path: str, parent_id: str) -> dict[str, 
     tuned = [c for c in keys if config.tune.trials and not training.members_of(config, c)]
     steps = len(tuned) + len(keys) + len(todo)
     with StepProgress(steps + config.evaluate.learning_curve) as progress:
+        for disease, features in training.never_observed(store).items() if todo else ():
+            progress.console.print(_unseen(disease, features), style="yellow", soft_wrap=True)
         tunings = [tune.submit(config_path, settings(), store_path, *astuple(c)) for c in tuned]
         for cell, tuning in zip(tuned, tunings, strict=True):
             with progress.step("tuning", *astuple(cell)[:3], f"split {cell.split + 1}"):
@@ -142,6 +145,7 @@ def train(config_path: str, store_path: str | None = None, force: bool = False) 
     store_path = str(Path(store_path or ingest(config_path)).absolute())
     config_path = str(Path(config_path).absolute())  # workers may run in another folder
     config, store = load_config(config_path), Store(Path(store_path))
+    asked_of(config, store)  # refuses a wrong name before anything is trained
     with tracking.tracked(config, store, force) as tracker:
         if tracker.is_finished():
             return tracker.parent_id
@@ -149,6 +153,19 @@ def train(config_path: str, store_path: str | None = None, force: bool = False) 
         seconds = side_by_side(config_path, store_path, tracker.parent_id)
         tracker.finish(config, store, seconds)
         return tracker.parent_id
+
+
+def _unseen(disease: str, features: list[str]) -> str:
+    """
+    >>> _unseen("ill", ["bnp"])
+    'Warning: no eligible training row of ill has bnp in some split; boosting leaves it out there'
+    """
+    named = ", ".join(features[:5])
+    more = f" and {len(features) - 5} more" if len(features) > 5 else ""
+    return (
+        f"Warning: no eligible training row of {disease} has {named}{more} in some split; boosting "
+        f"leaves {'it' if len(features) == 1 else 'them'} out there"
+    )
 
 
 class StepProgress(Progress):

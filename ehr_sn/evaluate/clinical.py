@@ -80,13 +80,20 @@ def net_benefit(y: ArrayLike, p: ArrayLike, threshold: float) -> float:
 
 
 def decision_curve(splits: Sequence[Split], *, points: int = 60) -> DecisionCurve:
-    """The decision curve from a threshold of 1% to the 99th percentile of the predictions.
+    """The decision curve of a model over the thresholds at which people might act on it.
+
+    The `points` thresholds, evenly spaced, begin at 1 %, or at a tenth of the share of cases where
+    that is lower: at a rare disease, the treatment of everybody pays only below 1 %. They end at
+    the 99th percentile of the predictions, but not below 2 % or twice the share of cases, whichever
+    is lower, and not above 99 %.
 
     Net benefit is a mean over subjects, and so has the standard error of a mean: that to which a
     bootstrap of the subjects tends.
     """
     highest = np.quantile(np.concatenate([np.asarray(p) for _, p in splits]), 0.99)
-    thresholds = np.linspace(0.01, np.clip(highest, 0.02, 0.99), points)
+    cases = float(np.mean(np.concatenate([np.asarray(y) for y, _ in splits]))) or 1.0
+    first, last = min(0.01, cases / 10), np.clip(highest, min(0.02, 2 * cases), 0.99)
+    thresholds = np.linspace(first, last, points)
     columns = []
     for threshold in thresholds:
         parts = [_benefits(y, p, threshold) for y, p in splits]
@@ -176,7 +183,7 @@ def operating_points(
         for for_choice, for_judging in zip(tuning, held_out, strict=True):
             positive, p = checked(*for_choice, ndim=1, probabilities=True)
             class_sizes(positive)
-            threshold = float(np.quantile(p[positive], 1 - aim, method="lower"))
+            threshold = _highest_threshold(p[positive], aim)
             positive, p = checked(*for_judging, ndim=1, probabilities=True)
             flagged = p >= threshold
             counts.append(
@@ -201,6 +208,12 @@ def operating_points(
             )
         )
     return points
+
+
+def _highest_threshold(p: Array, aim: float) -> float:
+    """The highest threshold from which on at least `aim` of the positives' predictions `p` lie."""
+    needed = max(1, int(np.ceil(aim * p.size - 1e-9)))  # 0.7 · 10 is not to be rounded up to 8
+    return float(np.sort(p)[-needed])
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 
 from ehr_sn.config import SMALLEST_GROUP, SPLITS, Config
+from ehr_sn.errors import ConfigError, did_you_mean
 from ehr_sn.evaluate.metrics import (
     CLIP,
     Array,
@@ -41,6 +42,8 @@ SHIFTED = 10_000
 KEPT = 2**29
 LEAK_FROM = 0.60
 """A feature's absence is said to predict a disease where its AUROC is surely above this."""
+MOST_NOT_ASKED = 0.01
+"""Share of a feature's entries that may be in rows of which it is said not to be asked."""
 
 
 @dataclass(frozen=True)
@@ -350,15 +353,22 @@ def diagnose(
 class MaskLeak:
     """How well a feature's mere presence or absence predicts a disease.
 
-    The AUROC is that of `when`: 'absent' or 'present' speaks for the disease.
+    The AUROC is that of `when`: 'absent' or 'present' speaks for the disease. `among`: the feature
+    that says of which rows this one is asked, where it is judged among these alone.
     """
 
     feature: str
     when: str
     auroc: AUROC
+    among: str = ""
+
+    @property
+    def where(self) -> str:
+        """As 'absent', or 'absent among work=1'."""
+        return f"{self.when} among {self.among}" if self.among else self.when
 
     def __str__(self) -> str:
-        return f"{self.feature} {self.when}: {self.auroc}"
+        return f"{self.feature} {self.where}: {self.auroc}"
 
 
 @dataclass(frozen=True)
@@ -368,7 +378,8 @@ class LeakAudit:
     `mask` is a logistic regression on the whole mask, `count` the number of observed entries alone,
     in the direction it had in training rows. `features` is every feature, the most telling first;
     `leaks` are those whose interval, corrected for the number of features, lies above `LEAK_FROM`,
-    on training rows as well: a handful of cases may all lack the same entry by chance.
+    on training rows as well: a handful of cases may all lack the same entry by chance. A feature
+    that is asked of some rows only is judged among those.
     """
 
     disease: str
@@ -378,8 +389,15 @@ class LeakAudit:
     leaks: tuple[MaskLeak, ...]
 
     def __str__(self) -> str:
-        named = ", ".join(f"{leak.feature} ({leak.when})" for leak in self.leaks) or "none"
-        return f"{self.disease}: mask alone {self.mask}; telling features: {named}"
+        named = ", ".join(f"{leak.feature} ({leak.where})" for leak in self.leaks) or "none"
+        told = f"{self.disease}: mask alone {self.mask}; telling features: {named}"
+        return told + (f"; by design absent elsewhere: {self.by_design}" if self.by_design else "")
+
+    @property
+    def by_design(self) -> str:
+        """As 'hours_worked (asked where work=1)', of the features asked of some rows only."""
+        some = sorted((leak.feature, leak.among) for leak in self.features if leak.among)
+        return ", ".join(f"{feature} (asked where {among})" for feature, among in some)
 
     def as_metrics(self, prefix: str = "leak") -> dict[str, float]:
         """`<prefix>_<what>/<disease>`."""
@@ -392,38 +410,70 @@ class LeakAudit:
     def rows(self) -> list[dict[str, Any]]:
         """A table: the whole mask, the number of observed entries, the most telling features."""
         shown = self.features[: max(10, len(self.leaks))]
-        told = [("(the whole mask)", "", self.mask), ("(their number)", "", self.count)]
-        told += [(leak.feature, leak.when, leak.auroc) for leak in shown]
+        told = [("(the whole mask)", "", "", self.mask), ("(their number)", "", "", self.count)]
+        told += [(leak.feature, leak.when, leak.among, leak.auroc) for leak in shown]
         return [
             {
                 "disease": self.disease,
                 "mask of": feature,
                 "speaks for it": when,
+                "among": among,
                 "auroc": round(area.value, 4),
                 "ci_low": round(area.ci_low, 4),
                 "ci_high": round(area.ci_high, 4),
                 "leak": any(feature == leak.feature for leak in self.leaks),
             }
-            for feature, when, area in told
+            for feature, when, among, area in told
         ]
 
 
-def leak_audit(store: Store, split: int = 0) -> list[LeakAudit]:
+def asked_of(config: Config, store: Store) -> dict[str, str]:
+    """`evaluate.asked_of`, for `leak_audit`.
+
+    Raises
+    ------
+    ConfigError
+        It names a feature that the store lacks.
+    """
+    for pair in config.evaluate.asked_of.items():
+        for name in pair:
+            if name not in store.feature_names:
+                where = config.where(f"evaluate.asked_of.{pair[0]}")
+                hint = did_you_mean(name, store.feature_names)
+                raise ConfigError(f"{where}: there is no feature {name!r}; {hint}")
+    return dict(config.evaluate.asked_of)
+
+
+def leak_audit(
+    store: Store, split: int = 0, asked: Mapping[str, str] | None = None
+) -> list[LeakAudit]:
     """Ask of each disease what the mask alone gives away.
 
     An order for a test says what the physician suspected, and a test that is not done on people
     known to be ill says that they are. Whether that may be used is for people to decide; here it
     is found. Everything fitted is fitted on the split's training rows and judged on its tuning
     rows. Diseases that lack two subjects of either class there are left out.
+
+    `asked` is `asked_of(config, store)`: feature → the one that is above zero in the rows of which
+    it is asked. Elsewhere its absence says no more than the other's value does, so it is judged
+    among these rows. All rows count nevertheless where more than `MOST_NOT_ASKED` of its entries
+    are in others, for then it is not so, and where these rows lack two subjects of a class.
     """
-    mask = ~np.isnan(store.values())
+    values = store.values()
+    mask = ~np.isnan(values)
+    asked_rows = {}
+    for name, other in (asked or {}).items():
+        observed = mask[:, store.feature_names.index(name)]
+        there = values[:, store.feature_names.index(other)] > 0
+        if (observed & ~there).sum() <= MOST_NOT_ASKED * observed.sum():
+            asked_rows[name] = there
     dealt, labels = store.splits()[:, split], store.labels()
     audits = []
     for i, disease in enumerate(store.diseases):
         eligible = ~np.isnan(labels[:, i])
         train, tuning = (eligible & (dealt == name) for name in ("train", "tuning"))
         y, seen = labels[:, i] == 1, mask.mean(axis=1)
-        if any(not 2 <= y[rows].sum() <= rows.sum() - 2 for rows in (train, tuning)):
+        if not all(_both_classes(y[rows]) for rows in (train, tuning)):
             continue
         varies = mask[train].any(axis=0) & ~mask[train].all(axis=0)
         score = np.zeros(tuning.sum())
@@ -435,12 +485,17 @@ def leak_audit(store: Store, split: int = 0) -> list[LeakAudit]:
         features, leaks = [], []
         z = norm.ppf(1 - 0.025 / mask.shape[1])
         for name, observed in zip(store.feature_names, mask.T, strict=True):
-            present = observed[train & y].mean() > observed[train & ~y].mean()
+            among, for_choice, for_judging = "", train, tuning
+            if name in asked_rows:
+                parts = [rows & asked_rows[name] for rows in (train, tuning)]
+                if all(_both_classes(y[rows]) for rows in parts):
+                    among, (for_choice, for_judging) = (asked or {})[name], parts
+            present = observed[for_choice & y].mean() > observed[for_choice & ~y].mean()
             told = observed if present else ~observed
-            area = delong(y[tuning], told[tuning])
-            features.append(MaskLeak(name, "present" if present else "absent", area))
+            area = delong(y[for_judging], told[for_judging])
+            features.append(MaskLeak(name, "present" if present else "absent", area, among))
             if area.value - z * area.se > LEAK_FROM:
-                before = delong(y[train], told[train])
+                before = delong(y[for_choice], told[for_choice])
                 if before.value - z * before.se > LEAK_FROM:
                     leaks.append(features[-1])
         features.sort(key=lambda leak: -leak.auroc.value)
@@ -455,6 +510,11 @@ def leak_audit(store: Store, split: int = 0) -> list[LeakAudit]:
             )
         )
     return audits
+
+
+def _both_classes(y: NDArray[np.bool_]) -> bool:
+    """Are there two subjects of either class?"""
+    return bool(2 <= y.sum() <= len(y) - 2)
 
 
 @dataclass(frozen=True)

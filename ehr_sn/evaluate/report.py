@@ -36,6 +36,7 @@ from ehr_sn.evaluate.diagnostics import (
     MissingCount,
     Shift,
     SparsityBias,
+    asked_of,
     leak_audit,
     missing_table,
     sparsity_bias,
@@ -300,7 +301,7 @@ class Report:
 
     @cached_property
     def audits(self) -> list[LeakAudit]:
-        return leak_audit(self.store)
+        return leak_audit(self.store, asked=asked_of(self.config, self.store))
 
     @cached_property
     def observed_rate(self) -> float:
@@ -413,7 +414,13 @@ def _signed(value: float | None, digits: int = 3) -> str:
 
 
 def _percent(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.0%}"
+    """
+    >>> _percent(0.347), _percent(0.00124), _percent(0.0)
+    ('35%', '0.12%', '0%')
+    """
+    if np.isnan(value):
+        return "–"
+    return f"{value:.0%}" if value >= 0.01 else f"{100 * value:.2g}%"
 
 
 def _few(count: int | str | None, smallest: int) -> str:

@@ -6,6 +6,8 @@ were held out, not of how a network was initialised. For that, see the spread ov
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import permutations
+from math import factorial
 from typing import Self, TypeVar
 
 import numpy as np
@@ -18,6 +20,8 @@ from ehr_sn.evaluate.metrics import Array, checked, class_sizes
 Z95 = float(norm.ppf(0.975))
 DRAWS = 1000
 BLOCK = 2**22  # drawn counts held at a time by the bootstrap
+ARRANGEMENTS = 100_000
+"""Friedman's test is exact where the ranks can be arranged in at most as many ways."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class MeanSD:
 class AUROC:
     """An area under the ROC curve with DeLong's standard error and 95% interval.
 
+    The interval of an area of 0 or 1 is exact and one-sided: see `delong`.
+
     >>> print(AUROC.from_se(0.8127, 0.011, n=1071, n_positive=140))
     AUROC 0.813 (95% CI 0.791 to 0.834, DeLong; 140 of 1,071 positive)
     """
@@ -57,8 +63,9 @@ class AUROC:
         return cls(value, se, *_wald(value, se, low=0.0), n=n, n_positive=n_positive)
 
     def __str__(self) -> str:
+        how = "exact" if self.value in (0, 1) else "DeLong"
         return (
-            f"AUROC {self.value:.3f} (95% CI {self.ci_low:.3f} to {self.ci_high:.3f}, DeLong; "
+            f"AUROC {self.value:.3f} (95% CI {self.ci_low:.3f} to {self.ci_high:.3f}, {how}; "
             f"{self.n_positive:,} of {self.n:,} positive)"
         )
 
@@ -132,7 +139,8 @@ class Friedman:
     """Do k methods rank alike over n cells? Friedman's test, and Nemenyi's critical difference.
 
     `mean_ranks` (1 = best) are in the order of `methods`. Two methods differ where their mean ranks
-    are at least `critical_difference` apart (at 5%).
+    are at least `critical_difference` apart (at 5%). `p` is that of the permutations of the ranks
+    where `exact`, and else that of `f`; `p_chi2` is that of `chi2`.
     """
 
     methods: tuple[str, ...]
@@ -143,13 +151,15 @@ class Friedman:
     f: float
     p: float
     critical_difference: float
+    exact: bool = False
 
     def __str__(self) -> str:
         order = np.argsort(self.mean_ranks, kind="stable")
         ranks = ", ".join(f"{self.methods[i]} {self.mean_ranks[i]:.2f}" for i in order)
         p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        how = "exact" if self.exact else f"F = {self.f:.2f}"
         return (
-            f"Mean ranks over {self.n} cells: {ranks}; Friedman {p} (F = {self.f:.2f}), "
+            f"Mean ranks over {self.n} cells: {ranks}; Friedman {p} ({how}), "
             f"Nemenyi's critical difference {self.critical_difference:.2f}"
         )
 
@@ -221,16 +231,25 @@ Estimate = TypeVar("Estimate", AUROC, PairedAUROC)
 def delong(y: ArrayLike, score: ArrayLike) -> AUROC:
     """AUROC of one prediction with DeLong's 95% interval; `y` and `score` have shape (n,).
 
-    A perfect AUROC gets a zero-width interval, and fewer than two subjects of a class a NaN one:
-    both say that there are too few subjects, not that the value is certain. Raises ValueError as
+    An AUROC of 1, or of 0, has no spread, but is not certain. Its interval reaches from there to
+    Clopper and Pearson's bound (Biometrika 26:404, 1934) for k of k independent pairs, 0.025^(1/k),
+    k the size of the smaller class: so many pairs of a positive and a negative share no subject,
+    and all are in order. `se` is that of which 1.96 reach this bound. The bound is conservative;
+    others assume a distribution of the scores (N. A. Obuchowski, M. L. Lieber, Acad Radiol 9:526,
+    2002). Fewer than two subjects of a class give a NaN interval. Raises ValueError as
     `metrics.auroc` does. Source: see `delong_covariance`.
 
     >>> print(delong([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.3, 0.7, 0.8]))
     AUROC 0.889 (95% CI 0.581 to 1.000, DeLong; 3 of 6 positive)
+    >>> print(delong([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.3, 0.6, 0.7, 0.8]))
+    AUROC 1.000 (95% CI 0.292 to 1.000, exact; 3 of 6 positive)
     """
     below, above = _wins(y, np.asarray(score)[None])
     area, variance = _areas_and_covariance(below, above)
-    return AUROC.from_se(float(area[0]), float(np.sqrt(variance[0, 0])), **_counts(below, above))
+    se = float(np.sqrt(variance[0, 0]))
+    if se == 0 and area[0] in (0, 1):
+        se = (1 - 0.025 ** (1 / min(below.shape[-1], above.shape[-1]))) / Z95
+    return AUROC.from_se(float(area[0]), se, **_counts(below, above))
 
 
 def paired_delong(y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike) -> PairedAUROC:
@@ -315,16 +334,23 @@ def friedman(scores: ArrayLike, methods: Sequence[str]) -> Friedman:
 
     Notes
     -----
-    Friedman's chi-square, Iman and Davenport's F (whose p is `p`), and Nemenyi's critical
-    difference as in J. Demšar, JMLR 7:1 (2006); ties share their middle rank. The test takes the
-    cells for independent. Diseases of one cohort are not: there it is a summary, not a proof.
+    Ties share their middle rank. Friedman's chi-square is corrected for them (W. J. Conover,
+    Practical Nonparametric Statistics, 3rd ed., 1999, section 5.8); without ties it is that of
+    J. Demšar, JMLR 7:1 (2006), as are Iman and Davenport's F and Nemenyi's critical difference.
+
+    Where the ranks within the cells can be arranged in at most 100,000 ways, (k!)^(n − 1) up to
+    the order of the columns, `p` is exact: the share of them whose chi-square is at least as high.
+    Beyond that it is the p of F. Where every cell is one tie, p is 1.
+
+    The test takes the cells for independent. Diseases of one cohort are not: there it is a summary,
+    not a proof.
 
     Examples
     --------
     >>> result = friedman([[0.8, 0.7, 0.6], [0.9, 0.7, 0.8], [0.7, 0.6, 0.5]], ["a", "b", "c"])
     >>> print(str(result).replace("; ", chr(10)))
     Mean ranks over 3 cells: a 1.00, b 2.33, c 2.67
-    Friedman p = 0.049 (F = 7.00), Nemenyi's critical difference 1.91
+    Friedman p = 0.194 (exact), Nemenyi's critical difference 1.91
     """
     table = np.asarray(scores, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] != len(methods) or min(table.shape) < 2:
@@ -335,8 +361,12 @@ def friedman(scores: ArrayLike, methods: Sequence[str]) -> Friedman:
     if np.isnan(table).any():
         raise ValueError("friedman cannot rank NaN: leave out cells that lack a method")
     n, k = table.shape
-    ranks = rankdata(-table, axis=1).mean(axis=0)
-    statistic = 12 * n / (k * (k + 1)) * (np.square(ranks).sum() - k * (k + 1) ** 2 / 4)
+    of_cells = rankdata(-table, axis=1)
+    ranks, middle = of_cells.mean(axis=0), (k + 1) / 2
+    scatter = np.square(of_cells - middle).sum()
+    between = n**2 * np.square(ranks - middle).sum()
+    statistic = (k - 1) * between / scatter if scatter else 0.0
+    exact = factorial(k) ** (n - 1) <= ARRANGEMENTS
     left = n * (k - 1) - statistic
     ratio = (n - 1) * statistic / left if left > 1e-9 else np.inf  # infinite: all cells agree
     q = studentized_range.ppf(0.95, k, np.inf) / np.sqrt(2)
@@ -347,9 +377,27 @@ def friedman(scores: ArrayLike, methods: Sequence[str]) -> Friedman:
         chi2=float(statistic),
         p_chi2=float(chi2.sf(statistic, k - 1)),
         f=float(ratio),
-        p=float(f.sf(ratio, k - 1, (k - 1) * (n - 1))),
+        p=_arranged(of_cells) if exact else float(f.sf(ratio, k - 1, (k - 1) * (n - 1))),
         critical_difference=float(q * np.sqrt(k * (k + 1) / (6 * n))),
+        exact=exact,
     )
+
+
+def _arranged(ranks: Array) -> float:
+    """Share of all arrangements within the rows of `ranks` (n, k) that lie as far apart or further.
+
+    Row by row, which column a sum of ranks is in does not matter: so sums are kept sorted, each
+    with its number of arrangements.
+    """
+    rows = np.rint(2 * ranks).astype(np.int64)  # middle ranks are half-integers
+    orders = list(permutations(range(rows.shape[1])))
+    sums, ways = np.sort(rows[:1]), np.ones(1, np.int64)
+    for row in rows[1:]:
+        added = np.sort((sums[:, None] + row[orders]).reshape(-1, len(row)))
+        sums, place = np.unique(added, axis=0, return_inverse=True)
+        ways = np.bincount(place.ravel(), np.repeat(ways, len(orders))).astype(np.int64)
+    as_far = np.square(sums).sum(axis=1) >= np.square(rows.sum(axis=0)).sum()
+    return float(ways[as_far].sum() / ways.sum())
 
 
 def win_tie_loss(intervals: Sequence[tuple[float, float]]) -> WinTieLoss:

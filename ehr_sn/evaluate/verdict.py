@@ -137,7 +137,7 @@ def on_robustness(lost: Mapping[Comparison, float], best: Comparison) -> list[st
 def on_leaks(audits: Sequence[LeakAudit]) -> list[str]:
     """A warning where the absence of single features tells a disease."""
     telling = [
-        f"{words(audit.disease)} ({_listed([f'{x.feature} {x.when}' for x in audit.leaks])})"
+        f"{words(audit.disease)} ({_listed([f'{x.feature} {x.where}' for x in audit.leaks])})"
         for audit in audits
         if audit.leaks
     ]

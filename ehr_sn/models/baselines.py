@@ -109,8 +109,15 @@ def with_masked_copies(
 
 
 def _hist_gradient_boosting(x: Rows, task: Task, seed: int, params: Params) -> HistTrees:
-    """Boosting stops on the tuning rows' loss; kept are the trees up to their best AUROC."""
+    """Boosting stops on the tuning rows' loss; kept are the trees up to their best AUROC.
+
+    Features that no training row has are left out: scikit-learn cannot bin them.
+    """
     train, tuning = task.train_rows, task.tuning_rows
+    seen = np.flatnonzero(~np.isnan(x[train]).all(axis=0))
+    if not seen.size:
+        raise EhrSnError(f"no eligible training row of {task.name} has any feature: leave it out")
+    x = x if seen.size == x.shape[1] else x[:, seen]
     settings = {
         "learning_rate": LEARNING_RATE,
         "max_iter": MOST_TREES,
@@ -125,7 +132,8 @@ def _hist_gradient_boosting(x: Rows, task: Task, seed: int, params: Params) -> H
     model = HistGradientBoostingClassifier(**settings | params)
     model.fit(x[train], task.y[train], X_val=x[tuning], y_val=task.y[tuning])
     stages = np.stack([p[:, 1] for p in model.staged_predict_proba(x[tuning])])
-    return HistTrees.of(model, n_trees=int(auroc(task.y[tuning], stages).argmax()) + 1)
+    n_trees = int(auroc(task.y[tuning], stages).argmax()) + 1
+    return HistTrees.of(model, n_trees, features=seen)
 
 
 def _logistic_regression(x: Rows, task: Task, seed: int, params: Params) -> LogisticRegression:

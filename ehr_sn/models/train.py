@@ -630,6 +630,19 @@ def _tasks(store: Store, split: int) -> list[Task]:
     ]
 
 
+def never_observed(store: Store) -> dict[str, list[str]]:
+    """Disease → the features that no eligible training row has, in one of its splits at least."""
+    observed, eligible = ~np.isnan(store.values()), ~np.isnan(store.labels())
+    train = store.splits() == "train"
+    found = {}
+    for i, disease in enumerate(store.diseases):
+        seen = [observed[eligible[:, i] & rows].any(axis=0) for rows in train.T]
+        unseen = np.flatnonzero(~np.all(seen, axis=0))
+        if unseen.size:
+            found[disease] = [store.feature_names[j] for j in unseen]
+    return found
+
+
 def _tuning_auroc(parts: Sequence[_Part]) -> float:
     """AUROC on the tuning rows, the mean over diseases and seeds."""
     histories = [history for part in parts for history in part.networks.history]

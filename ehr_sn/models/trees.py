@@ -74,9 +74,21 @@ class HistTrees(StackedTrees):
         self.nodes, self.intercepts = nodes, intercepts
 
     @classmethod
-    def of(cls, model: HistGradientBoostingClassifier, n_trees: int) -> HistTrees:
-        """One fitted model of two classes, cut off after its first trees."""
+    def of(
+        cls,
+        model: HistGradientBoostingClassifier,
+        n_trees: int,
+        features: NDArray[np.intp] | None = None,
+    ) -> HistTrees:
+        """One fitted model of two classes, cut off after its first trees.
+
+        `features`: the columns of x from which it learned, in their order; None stands for all.
+        """
         trees = [predictor.nodes for (predictor,) in model._predictors[:n_trees]]
+        if features is not None:
+            trees = [nodes.copy() for nodes in trees]
+            for nodes in trees:
+                nodes["feature_idx"] = features[nodes["feature_idx"]]
         return cls([trees], [model._baseline_prediction.item()])
 
     @classmethod

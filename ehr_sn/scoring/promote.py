@@ -77,7 +77,7 @@ def decide(
     - *Calibrated*: slope and intercept, cross-fitted, lie within bounds.
     - *No leaks*: the audit of its store flags no feature but those accepted by name.
 
-    `audits` is `leak_audit(store, split)`.
+    `audits` is `leak_audit(store, split, asked_of(config, store))`.
     """
     decision = Decision()
     why = incomparable(store, challenger, champion) if champion else None
@@ -174,11 +174,12 @@ def _judge_leaks(
     decision.figures["leaks"] = len(leaks)
     decision.figures["leaks_accepted"] = len(found[0].leaks) - len(leaks)
     if leaks:
-        named = ", ".join(f"{leak.feature} ({leak.when})" for leak in leaks[:5])
+        named = ", ".join(f"{leak.feature} ({leak.where})" for leak in leaks[:5])
         more = f" and {len(leaks) - 5} more" if len(leaks) > 5 else ""
         decision.against.append(
-            f"whether a feature is there gives the disease away: {named}{more}; leave it out, or "
-            "accept it by name in promotion.accept_leaks"
+            f"whether a feature is there gives the disease away: {named}{more}; leave it out, "
+            "name in evaluate.asked_of of whom it is asked, or accept it by name in "
+            "promotion.accept_leaks"
         )
 
 

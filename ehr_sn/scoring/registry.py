@@ -34,7 +34,7 @@ from mlflow.types import ColSpec, Schema
 from ehr_sn import __version__, tracking
 from ehr_sn.config import Config
 from ehr_sn.errors import EhrSnError, did_you_mean
-from ehr_sn.evaluate.diagnostics import LeakAudit, leak_audit
+from ehr_sn.evaluate.diagnostics import LeakAudit, asked_of, leak_audit
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.predict import best_comparison
 from ehr_sn.models.train import Comparison, comparisons
@@ -244,7 +244,7 @@ def _promote(
         store = Store(config.data_dir / config.dataset / about["store"])
         against = champion.package if champion else None
         if store.path not in audits:
-            audits[store.path] = leak_audit(store, about["split"])
+            audits[store.path] = leak_audit(store, about["split"], asked_of(config, store))
         decision = decide(
             config, store, audits[store.path], challenger.package, against, uncompared
         )

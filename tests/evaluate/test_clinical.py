@@ -53,6 +53,21 @@ def test_a_calibrated_model_is_worth_using_and_one_that_knows_nothing_is_not():
     assert_allclose(blind.model[0], blind.treat_all[0])
 
 
+def test_the_decision_curve_of_a_rare_disease_begins_below_its_share_of_cases():
+    rng = np.random.default_rng(0)
+    p = expit(rng.normal(-7, 1.2, 60_000))
+    y = (rng.random(len(p)) < p).astype(float)
+    assert y.mean() < 0.005
+    curve = decision_curve([(y, p), (y, p)])
+    assert curve.threshold[0] == pytest.approx(y.mean() / 10)
+    assert curve.treat_all[0] > 0 > curve.treat_all[-1]
+    low, high = curve.useful()
+    assert low < y.mean() < high
+    assert decision_curve([cohort()]).threshold[0] == 0.01
+    assert decision_curve([(y, np.full_like(p, y.mean()))]).threshold[-1] > y.mean()
+    assert decision_curve([(np.zeros(9), np.full(9, 0.3))]).threshold[0] == 0.01
+
+
 def test_the_interval_of_a_decision_curve_is_that_of_a_bootstrap_of_the_subjects():
     y, p = cohort(n=600)
     curve = decision_curve([(y, p)], points=4)
@@ -99,6 +114,18 @@ def test_operating_points_are_chosen_on_tuning_rows_and_judged_on_held_out_ones(
         assert point.npv.value == pytest.approx(tn / (tn + fn))
         assert point.alerts_per_1000 == pytest.approx((tp + fp) / 4)
     assert operating_points([tuning] * 2, [held_out] * 2) == operating_points([tuning], [held_out])
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 7, 10, 20, 100])
+@pytest.mark.parametrize("decimals", [1, 2, 9])
+def test_an_operating_point_has_the_highest_threshold_with_the_aim_on_tuning_rows(m, decimals):
+    rng = np.random.default_rng(m)
+    y, p = np.repeat([1, 0], [m, 3 * m]), rng.random(4 * m).round(decimals)
+    aims = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1)
+    for point in operating_points([(y, p)], [(y, p)], aims):
+        reached = [t for t in p if (p[y == 1] >= t).sum() >= point.aim * m - 1e-9]
+        assert point.threshold == max(reached)
+        assert point.sensitivity.value >= point.aim - 1e-12
 
 
 def test_a_group_for_whom_the_model_is_wrong_is_seen():

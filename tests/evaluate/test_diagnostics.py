@@ -12,12 +12,14 @@ from numpy.testing import assert_array_equal
 from scipy.special import expit, logit
 
 from ehr_sn.config import load_config
+from ehr_sn.errors import ConfigError
 from ehr_sn.evaluate import diagnostics
 from ehr_sn.evaluate.diagnostics import (
     RATES,
     Filled,
     Shift,
     ShiftedRows,
+    asked_of,
     diagnose,
     leak_audit,
     missing_table,
@@ -206,6 +208,45 @@ def test_a_feature_whose_absence_gives_the_label_away_is_named_and_noise_is_not(
     assert audit.mask.value > 0.7
     assert "x7 (absent)" in str(audit)
     assert [row["mask of"] for row in audit.rows() if row["leak"]] == ["x7"]
+
+
+def follow_up(folder: Path, refused_by_the_ill: float = 0.0, asked_of_others: float = 0.0) -> Store:
+    """Most of the well work, few of the ill do; hours are asked of those who work."""
+    rng = np.random.default_rng(4)
+    label = (rng.random(8000) < 0.2).astype("int8")
+    works = rng.random(8000) < np.where(label, 0.3, 0.8)
+    refuses = rng.random(8000) < np.where(label, refused_by_the_ill, 0.0)
+    hours = works & ~refuses | ~works & (rng.random(8000) < asked_of_others)
+    store = made_store(folder, np.stack([np.ones(8000, bool), hours], 1), label, ["works", "hours"])
+    values = pd.read_parquet(folder / "values.parquet").assign(works=works.astype("float32"))
+    values.to_parquet(folder / "values.parquet", index=False)
+    return store
+
+
+def test_a_follow_up_question_is_judged_among_those_who_are_asked_it(tmp_path):
+    store = follow_up(tmp_path)
+    (undeclared,) = leak_audit(store)
+    assert [leak.feature for leak in undeclared.leaks] == ["hours"]
+    (audit,) = leak_audit(store, asked={"hours": "works"})
+    assert audit.leaks == ()
+    assert "by design absent elsewhere: hours (asked where works)" in str(audit)
+    assert [row["among"] for row in audit.rows() if row["mask of"] == "hours"] == ["works"]
+
+
+def test_a_leak_among_those_who_are_asked_is_found(tmp_path):
+    (audit,) = leak_audit(follow_up(tmp_path, refused_by_the_ill=0.6), asked={"hours": "works"})
+    assert [f"{leak.feature} {leak.where}" for leak in audit.leaks] == ["hours absent among works"]
+
+
+def test_what_is_said_of_who_is_asked_is_ignored_where_it_is_not_so(tmp_path):
+    (audit,) = leak_audit(follow_up(tmp_path, asked_of_others=0.1), asked={"hours": "works"})
+    assert [(leak.feature, leak.among) for leak in audit.leaks] == [("hours", "")]
+
+
+def test_a_wrong_name_of_what_is_asked_is_refused(busy):
+    config = busy.config(evaluate__asked_of={"sbp.lst": "age"})
+    with pytest.raises(ConfigError, match=r"asked_of\.sbp\.lst: there is no feature 'sbp\.lst'"):
+        asked_of(config, Store(ingest(config)))
 
 
 def test_masks_of_mere_chance_raise_no_alarm_even_among_few_subjects(tmp_path):

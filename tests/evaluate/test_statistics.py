@@ -1,10 +1,12 @@
 import warnings
 from dataclasses import FrozenInstanceError
+from itertools import permutations, product
+from math import factorial
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scipy.stats import friedmanchisquare, kstest, norm
+from scipy.stats import binomtest, f, friedmanchisquare, kstest, norm, rankdata
 from sklearn.metrics import roc_auc_score
 
 from ehr_sn.evaluate.metrics import auroc
@@ -142,9 +144,40 @@ def test_a_difference_without_any_spread_is_no_proof():
     assert np.isnan(paired_delong(y, y, np.zeros(10)).p)
 
 
-def test_a_perfect_prediction_has_an_interval_of_no_width_inside_the_unit_interval():
-    result = delong([0, 0, 1, 1], [1, 2, 3, 4])
-    assert (result.value, result.se, result.ci_low, result.ci_high) == (1, 0, 1, 1)
+@pytest.mark.parametrize(("m", "n"), [(2, 2), (3, 50), (50, 3), (200, 400)])
+def test_a_perfect_prediction_has_the_exact_interval_of_its_disjoint_pairs(m, n):
+    y, score = np.repeat([0, 1], [n, m]), np.arange(n + m)
+    exact = binomtest(min(m, n), min(m, n)).proportion_ci(method="exact")
+    best, worst = delong(y, score), delong(y, -score)
+    assert (best.value, best.ci_high) == (1, 1)
+    assert best.ci_low == pytest.approx(exact.low)
+    assert (worst.value, worst.ci_low, worst.ci_high) == (0, 0, pytest.approx(1 - exact.low))
+    combined = over_splits([best] * 3)
+    assert (combined.ci_low, combined.ci_high) == (pytest.approx(exact.low), 1)
+
+
+def test_a_perfect_split_widens_the_interval_over_splits_as_a_split_of_few_subjects():
+    y, score, _ = two_scores(np.random.default_rng(3), 60)
+    usual, perfect = delong(y, score), delong([0] * 40 + [1] * 4, range(44))
+    combined = over_splits([usual, perfect])
+    assert combined.value == pytest.approx((usual.value + 1) / 2)
+    assert combined.se > usual.se
+
+
+@pytest.mark.parametrize(("m", "n", "gain"), [(3, 20, 2.0), (5, 50, 3.0)])
+def test_the_interval_of_perfect_predictions_misses_the_truth_rarely(m, n, gain):
+    """Over all samples, perfect ones that miss the truth are at most 2.5%."""
+    rng, y = np.random.default_rng(5), np.repeat([0, 1], [n, m])
+    samples = [delong(y, rng.normal(size=n + m) + gain * y) for _ in range(2000)]
+    truth = norm.cdf(gain / np.sqrt(2))
+    perfect = [sample for sample in samples if sample.value == 1]
+    assert len(perfect) > 200
+    assert sum(truth < sample.ci_low for sample in perfect) <= 0.025 * len(samples)
+
+
+def test_a_prediction_that_is_all_ties_is_no_better_than_chance_for_certain():
+    result = delong([0, 0, 1, 1], [1, 1, 1, 1])
+    assert (result.value, result.se) == (0.5, 0)
 
 
 def test_an_interval_never_leaves_the_possible_range():
@@ -336,18 +369,47 @@ def test_friedman_and_nemenyi_are_as_published():
     """The worked example of J. Demšar, JMLR 7:1 (2006), section 3.2.2."""
     result = friedman(-DEMSAR, ["C4.5", "C4.5+m", "C4.5+cf", "C4.5+m+cf"])
     assert_allclose(result.mean_ranks, [3.143, 2.000, 2.893, 1.964], atol=5e-4)
-    assert result.chi2 == pytest.approx(9.28, abs=0.005)
-    assert result.f == pytest.approx(3.69, abs=0.005)
+    tied = 1 - (3 * (2**3 - 2) + 4**3 - 4) / (14 * 4 * (4**2 - 1))
+    assert result.chi2 * tied == pytest.approx(9.28, abs=0.005)  # it is not corrected for ties
     assert result.critical_difference == pytest.approx(1.25, abs=0.005)
-    assert result.p == pytest.approx(0.0197, abs=5e-4)  # beyond F(3, 39) = 2.85 at 5%
+    assert result.f == pytest.approx(13 * result.chi2 / (14 * 3 - result.chi2))
+    assert (result.p, result.exact) == (pytest.approx(float(f.sf(result.f, 3, 39))), False)
     assert result.alike("C4.5+m") == ("C4.5", "C4.5+cf", "C4.5+m+cf")
 
 
-def test_friedmans_statistic_is_scipys_where_nothing_is_tied():
-    scores = np.random.default_rng(16).random((12, 5))
+@pytest.mark.parametrize("decimals", [9, 1, 0])
+def test_friedmans_statistic_is_scipys_with_ties_and_without(decimals):
+    scores = np.random.default_rng(16).random((12, 5)).round(decimals)
     result = friedman(scores, list("abcde"))
     expected = friedmanchisquare(*scores.T)
     assert (result.chi2, result.p_chi2) == pytest.approx((expected.statistic, expected.pvalue))
+
+
+@pytest.mark.parametrize(("n", "k"), [(2, 2), (3, 2), (2, 3), (3, 3), (4, 3), (2, 4), (3, 4)])
+@pytest.mark.parametrize("decimals", [9, 1, 0])
+def test_friedmans_p_of_few_cells_is_the_share_of_all_arrangements(n, k, decimals):
+    scores = np.random.default_rng(n).random((n, k)).round(decimals)
+    result = friedman(scores, [str(i) for i in range(k)])
+
+    def apart(table):
+        return np.square(rankdata(-np.array(table), axis=1).sum(axis=0)).sum()
+
+    every = [apart(rows) for rows in product(*(list(permutations(row)) for row in scores))]
+    assert result.exact
+    assert result.p == pytest.approx(np.mean(np.array(every) >= apart(scores) - 1e-9))
+
+
+def test_two_cells_that_agree_on_two_methods_establish_nothing():
+    result = friedman([[0.8, 0.7], [0.9, 0.6]], ["a", "b"])
+    assert result.p == 0.5
+    assert "Friedman p = 0.500 (exact)" in str(result)
+    assert friedman([[0.5, 0.5], [0.7, 0.7]], ["a", "b"]).p == 1
+
+
+@pytest.mark.parametrize(("n", "k"), [(17, 2), (7, 3), (4, 4), (3, 5), (2, 8)])
+def test_friedmans_exact_p_where_all_cells_agree(n, k):
+    result = friedman(np.tile(np.arange(k), (n, 1)), [str(i) for i in range(k)])
+    assert result.p == pytest.approx(1 / factorial(k) ** (n - 1))
 
 
 def test_methods_that_rank_alike_everywhere_are_told_apart_and_equal_ones_never():

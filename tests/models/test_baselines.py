@@ -190,3 +190,42 @@ def test_trees_that_saw_masked_copies_keep_their_level_when_entries_go_missing()
 def test_an_absent_package_is_told_with_how_to_install_it(table: np.ndarray, task: Task) -> None:
     with pytest.raises(EhrSnError, match=r"pip install 'ehr-sn\[xgboost\]'"):
         fit_baseline("xgboost", table, [task], seeds=[0])
+
+
+every = pytest.mark.parametrize("name", [n for n in BASELINES if baseline_is_installed(n)])
+
+
+@every
+def test_a_feature_that_no_training_row_has_changes_nothing_but_the_numbers_of_the_others(
+    name: str, table: np.ndarray, task: Task
+) -> None:
+    unseen = np.full((N, 1), np.nan, dtype=np.float32)
+    unseen[HELD_OUT] = 3.5  # somebody has it later
+    x = taken_by(name, np.column_stack([table[:, :1], unseen, table[:, 1:]]))
+    panels = np.arange(x.shape[1])
+    given = with_masked_copies(x, [task], panels) if BASELINES[name].masked_copies else (x, [task])
+    model = fit_baseline(name, *given, seeds=[0])
+    read = trees_from_state if isinstance(model, StackedTrees) else StackedMLP.from_state
+    kept = read({k: tensor.clone() for k, tensor in model.state().items()})
+    p = kept.predict_proba(x).numpy()
+    assert p.tobytes() == model.predict_proba(x).numpy().tobytes()
+    eligible = HELD_OUT[~np.isnan(task.y[HELD_OUT])]
+    assert auroc(task.y[eligible], p[0, eligible]) > 0.7
+    others = np.where(np.arange(x.shape[1]) == 1, -7, x).astype(np.float32)
+    if not BASELINES[name].method:
+        assert kept.predict_proba(others).numpy().tobytes() == p.tobytes()
+
+
+def test_boosting_without_the_feature_that_no_training_row_has_is_the_same(
+    table: np.ndarray, task: Task
+) -> None:
+    with_it = np.column_stack([table[:, :1], np.full((N, 1), np.nan), table[:, 1:]])
+    with_it = with_it.astype(np.float32)
+    (p,) = fitted("hist_gradient_boosting", table, [task], seeds=[0])
+    (q,) = fitted("hist_gradient_boosting", with_it, [task], seeds=[0])
+    assert p.tobytes() == q.tobytes()
+
+
+def test_a_disease_whose_training_rows_have_no_feature_at_all_is_refused(task: Task) -> None:
+    with pytest.raises(EhrSnError, match="no eligible training row of ill has any feature"):
+        fit_baseline("hist_gradient_boosting", np.full((N, 2), np.nan, "f4"), [task], seeds=[0])

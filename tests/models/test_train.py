@@ -17,6 +17,7 @@ from ehr_sn.models.train import (
     cell_path,
     comparisons,
     members_of,
+    never_observed,
     read_cell,
     reference_of,
     train_cell,
@@ -206,3 +207,14 @@ def test_naming_other_methods_leaves_a_cell_what_it_is(config: Config, store: St
     cell = Cell("zero", "standard", "mlp", 0)
     other = config.model_copy(update={"train": train})
     assert cell_path(other, store, cell) == cell_path(config, store, cell)
+
+
+def test_features_that_no_eligible_training_row_has_are_named(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert never_observed(store) == {}
+    values, train = store.values(), store.splits()[:, 0] == "train"
+    eligible = ~np.isnan(store.labels()[:, 0])
+    values[train & eligible, 2] = np.nan
+    monkeypatch.setattr(Store, "values", lambda _: values)
+    assert never_observed(store) == {store.diseases[0]: [store.feature_names[2]]}
