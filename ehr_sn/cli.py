@@ -833,6 +833,8 @@ def _labels_table(report: dict[str, Any]) -> Table:
         "recorded_in_gap",
         "no_window",
         "followed_too_short",
+        "no_follow_up",
+        "left_early",
         "eligible",
         "positive",
     )
