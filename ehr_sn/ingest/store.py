@@ -30,6 +30,7 @@ from ehr_sn.errors import DataError, DiskError
 from ehr_sn.ingest.checks import Counts, common_codes, find_all
 from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.features import list_features
+from ehr_sn.ingest.follow_up import estimate_risks
 from ehr_sn.ingest.folders import clear_abandoned, disk_errors
 from ehr_sn.ingest.requirements import require_of_all
 from ehr_sn.ingest.shards import CODE_TABLES, Work, build_in_threads, prepare
@@ -151,6 +152,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         for check, place, n, of, message in landed["notices"]:
             counts.noticed[check, place, message] = (n, of)
     cohort = reduce(added, (shard["cohort"] for shard in told))
+    risks = estimate_risks(config, counts.ended, counts.labelled(config))
     with connect() as db:
         parts = {
             table: ", ".join(literal(str(work.codes(table, shard))) for shard in work.shards)
@@ -166,7 +168,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
             f"""CREATE TABLE code_sets AS
             SELECT DISTINCT key, entry, written, code FROM read_parquet([{parts["code_sets"]}])"""
         )
-        findings = find_all(db, config, features, counts, rows, cohort)
+        findings = find_all(db, config, features, counts, rows, cohort, risks)
         codes = db.execute("SELECT source, code, events, subjects FROM code_counts").fetchall()
         held_in = dict(
             db.execute(
@@ -201,6 +203,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
             for name, label in config.labels.items()
             if label.censoring is not None
         },
+        "risks": {name: risk.as_dict() for name, risk in risks.items()},
         "tables": {
             name: source.as_dict() | {"rows": rows[name]} for name, source in sources.items()
         },
