@@ -41,8 +41,10 @@ class Risk:
     still_followed: float
 
     def as_dict(self) -> dict[str, float | None]:
+        """Rounded, so that nobody can tell from a rate of how many it is."""
         return {
-            name: None if rate is None else round(rate, 6) for name, rate in asdict(self).items()
+            name: None if rate is None else float(f"{rate:.3g}")
+            for name, rate in asdict(self).items()
         }
 
 

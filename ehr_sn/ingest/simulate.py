@@ -561,9 +561,7 @@ def _care(rng: np.random.Generator, subjects: _Subjects, kind: str, event: str) 
     } | ({"drug_exposure_end_date": date} if kind == "drug" else {})
 
 
-def _deaths(
-    simulation: Simulation, rng: np.random.Generator, subjects: _Subjects
-) -> _Columns:
+def _deaths(simulation: Simulation, rng: np.random.Generator, subjects: _Subjects) -> _Columns:
     """Who died on the last day of follow-up; where nobody else dies, half of those who are lost."""
     died = subjects.died
     if not simulation.deaths:
