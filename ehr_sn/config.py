@@ -421,8 +421,9 @@ class Cohort(StrictModel):
     `prediction_time`, `observation_start` and `follow_up_end` are a column's name, a date or, on a
     clock that counts from an origin, a number; prediction is `hours_after` later. What is stamped
     exactly at the prediction time is known to the features only where `include_prediction_time`
-    says so. `died` is a condition, true where follow-up ended because the subject died. In a data set without timed events, such as a survey, `prediction_time` may be left
-    out: everyone's is then the clock's origin.
+    says so. `died` is a condition, true where follow-up ended because the subject died. In a data
+    set without timed events, such as a survey, `prediction_time` may be left out: everyone's is
+    then the clock's origin.
 
     `join` names tables of one row a subject, found by the same column `subject_id`: their columns
     are used like the cohort's own. `where` is a condition over all these columns: only rows for

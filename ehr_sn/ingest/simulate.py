@@ -41,10 +41,10 @@ What is missing, and why, is the choice of `Simulation.missing`:
 
 Follow-up lasts five to seven years; a share `lost` of the subjects is lost, whatever their health,
 after U(0, 5) years, and diagnoses after that are not recorded. Half of them have died, of which the
-true risks below know nothing: it lowers them by a share of `lost`/4. Besides
+true risks below know nothing: take it for leaving. Besides
 
-- subjects die at a rate of `deaths` · 2^((age − 55)/8) a year. The true risks then are those in a
-  world with these deaths, which come before some diseases, and nobody who is lost has died;
+- subjects die of old age at a rate of `deaths` · 2^((age − 55)/8) a year. The true risks then are
+  those in a world with these deaths, which come before some diseases; who is lost has not died;
 - subjects leave, alive, at a rate of `leaving` · exp(leaving_by_age · (age − 55)/10) a year. Unless
   `leaving_by_age` is 0, leaving is informative: the older fall ill more often.
 
@@ -262,11 +262,11 @@ def simulate(
             writers["concept_ancestor"].write(_ancestors(simulation))
             for chunk, first in enumerate(range(0, simulation.subjects, CHUNK_SUBJECTS)):
                 subjects = min(CHUNK_SUBJECTS, simulation.subjects - first)
-                streams = [
-                    np.random.default_rng([simulation.seed, chunk, *own])
-                    for own in ((), (1,), (2,))
-                ]
-                for name, columns in _chunk(simulation, *streams, subjects, writers):
+                rng = np.random.default_rng([simulation.seed, chunk])
+                care = np.random.default_rng([simulation.seed, chunk, 1])
+                leaving = np.random.default_rng([simulation.seed, chunk, 2])
+                made = _chunk(simulation, rng, care, leaving, subjects, writers)
+                for name, columns in made:
                     writers[name].write(columns)
                 progress(subjects)
         built.rename(folder)
@@ -570,6 +570,7 @@ def _deaths(simulation: Simulation, rng: np.random.Generator, subjects: _Subject
         "person_id": subjects.person_id[died],
         "death_date": _dates((subjects.index + subjects.end)[died]),
         "death_type_concept_id": _FROM_EHR,
+        "cause_source_value": "old age" if simulation.deaths else None,
     }
 
 

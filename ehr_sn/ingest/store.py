@@ -30,8 +30,8 @@ from ehr_sn.errors import DataError, DiskError
 from ehr_sn.ingest.checks import Counts, common_codes, find_all
 from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.features import list_features
-from ehr_sn.ingest.follow_up import estimate_risks
 from ehr_sn.ingest.folders import clear_abandoned, disk_errors
+from ehr_sn.ingest.follow_up import estimate_risks
 from ehr_sn.ingest.requirements import require_of_all
 from ehr_sn.ingest.shards import CODE_TABLES, Work, build_in_threads, prepare
 from ehr_sn.ingest.sql import literal

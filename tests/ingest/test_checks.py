@@ -684,5 +684,5 @@ def test_what_is_told_of_follow_up_counts_no_few_in_what_leaves(busy, leaving):
 def test_a_feature_that_tells_who_died_is_refused(busy, leaving):
     leaving(1000)
     static = {"dead": {"column": "dead"}}
-    with pytest.raises(DataError, match="read by cohort.died: the feature would tell who died"):
+    with pytest.raises(DataError, match="the feature would tell who died later"):
         check(busy.config(cohort__died="dead == 1", features__static=static))
