@@ -1,5 +1,6 @@
 """A configuration that is wrong says so in one line: file, line, key and what would be valid."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from ehr_sn.config import (
     Config,
     baseline_is_installed,
     load_config,
+    read_stored,
     settings,
 )
 from ehr_sn.errors import ConfigError, EhrSnError
+from ehr_sn.ingest.features import list_features
 from ehr_sn.models.methods import method_names
 
 NAFLD = Path(__file__).parents[1] / "configs" / "nafld.yaml"
@@ -515,3 +518,45 @@ def test_a_value_of_another_kind_is_answered_with_an_example(refused, key, value
     message = refused(**{key: value})
     assert said in message
     assert "Input should be" not in message
+
+
+def test_a_label_of_a_window_is_weighted_unless_it_says_otherwise(hospital):
+    labels = {
+        "soon": {"codes": ["E11"], "within_days": 9},
+        "whole": {"codes": ["E11"], "within_days": 9, "censoring": "complete"},
+        "until": {"codes": ["E11"], "until": "end"},
+        "old": {"codes": ["E12"], "prevalent": True},
+        "stated": {"positive": "x > 1", "negative": "x <= 1"},
+    }
+    config = hospital.config(labels=labels)
+    assert [label.censoring for label in config.labels.values()] == [
+        *("ipcw", "complete", None, None, None)
+    ]
+    assert config.weighted_labels == ["soon"]
+    written = config.ingest_sections["labels"]
+    assert [name for name in written if "censoring" in written[name]] == ["soon", "whole"]
+    assert not any("censoring_by" in label for label in written.values())
+    assert "died" not in config.ingest_sections["cohort"]
+
+
+def test_what_was_stored_before_there_was_a_choice_had_dropped_rows(hospital):
+    by_age = {"codes": ["E11"], "within_days": 9, "censoring_by": ["age"]}
+    config = hospital.config(labels__weighted=by_age, cohort__died="dead == 1")
+    again = read_stored(json.loads(json.dumps(config.ingest_sections)), config)
+    assert again.ingest_sections == config.ingest_sections
+    old = config.ingest_sections
+    del old["labels"]["diabetes"]["censoring"], old["labels"]["weighted"]["censoring"]
+    del old["labels"]["weighted"]["censoring_by"], old["cohort"]["died"]
+    read = read_stored(old, config)
+    assert {label.censoring for label in read.labels.values()} == {"drop"}
+    assert read.cohort.died is None
+
+
+def test_features_are_named_as_the_store_names_them(hospital):
+    static = {
+        "age": {"column": "age"},
+        "sex": {"column": "sex", "categories": ["f", 2]},
+        "grade": {"column": "grade", "categories": ["low", "high"], "ordinal": True},
+    }
+    config = hospital.config(features__static=static, features__columns={"patients": ["bmi"]})
+    assert config.features.names == [feature.name for feature in list_features(config)]

@@ -265,8 +265,8 @@ def simulate(
                 rng = np.random.default_rng([simulation.seed, chunk])
                 care = np.random.default_rng([simulation.seed, chunk, 1])
                 leaving = np.random.default_rng([simulation.seed, chunk, 2])
-                made = _chunk(simulation, rng, care, leaving, subjects, writers)
-                for name, columns in made:
+                rows = _chunk(simulation, rng, care, leaving, subjects, writers)
+                for name, columns in rows:
                     writers[name].write(columns)
                 progress(subjects)
         built.rename(folder)
