@@ -206,8 +206,9 @@ def ehr_sn(tables: Path, out: Path):
     from ehr_sn.ingest.store import Store, ingest
 
     content = yaml.safe_load((Path(__file__).parents[1] / "configs" / "simulated.yaml").read_text())
-    for name in content["tables"]:
-        content["tables"][name]["path"] = str((tables / f"{name}.parquet").absolute())
+    for name, table in content["tables"].items():
+        if "path" in table:
+            table["path"] = str((tables / f"{name}.parquet").absolute())
     content["features"]["measurements"] = {
         f"lab_{c + 1}": {"codes": [FIRST_CONCEPT + 1_001 + c]} for c in range(CODES)
     }

@@ -601,6 +601,25 @@ def simulate(
         float, typer.Option(help="With `random` missingness: share of the values that are lost.")
     ] = 0.3,
     lost: Annotated[float, typer.Option(help="Share of the subjects lost to follow-up.")] = 0.05,
+    leaving: Annotated[
+        float,
+        typer.Option(help="Rate at which subjects aged 55 leave, alive, a year; 0 means never."),
+    ] = 0.0,
+    leaving_by_age: Annotated[
+        float,
+        typer.Option(
+            help="Logarithm of the factor by which that rate grows with ten years of age; unless "
+            "it is 0, leaving is informative."
+        ),
+    ] = 0.0,
+    deaths: Annotated[
+        float,
+        typer.Option(
+            help="Rate at which subjects aged 55 die a year, twice as high each eight years; the "
+            "true risks are then those in a world with deaths. 0 means that nobody dies but "
+            "half of the lost."
+        ),
+    ] = 0.0,
     file_format: Annotated[
         simulation.Format,
         typer.Option("--format", help="Format of the tables; truth.parquet is always Parquet."),
@@ -622,6 +641,9 @@ def simulate(
         informativeness=informativeness,
         dropped=dropped,
         lost=lost,
+        leaving=leaving,
+        leaving_by_age=leaving_by_age,
+        deaths=deaths,
     )
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=err) as bar:
         task = bar.add_task("Subjects", total=subjects)
@@ -833,6 +855,8 @@ def _labels_table(report: dict[str, Any]) -> Table:
         "recorded_in_gap",
         "no_window",
         "followed_too_short",
+        "no_follow_up",
+        "left_early",
         "eligible",
         "positive",
     )

@@ -421,8 +421,9 @@ class Cohort(StrictModel):
     `prediction_time`, `observation_start` and `follow_up_end` are a column's name, a date or, on a
     clock that counts from an origin, a number; prediction is `hours_after` later. What is stamped
     exactly at the prediction time is known to the features only where `include_prediction_time`
-    says so. In a data set without timed events, such as a survey, `prediction_time` may be left
-    out: everyone's is then the clock's origin.
+    says so. `died` is a condition, true where follow-up ended because the subject died. In a data
+    set without timed events, such as a survey, `prediction_time` may be left out: everyone's is
+    then the clock's origin.
 
     `join` names tables of one row a subject, found by the same column `subject_id`: their columns
     are used like the cohort's own. `where` is a condition over all these columns: only rows for
@@ -443,6 +444,7 @@ class Cohort(StrictModel):
     hours_after: float = Field(0, ge=0, le=24 * CENTURY)
     observation_start: Moment | None = None
     follow_up_end: Moment | None = None
+    died: Condition | None = Field(None, exclude_if=_unset)
     eligibility: Eligibility = Eligibility()
     take: Literal["every", "first", "last"] = "every"
     include_prediction_time: bool = True
@@ -496,6 +498,12 @@ class StaticFeature(Range):
     def columns(self) -> tuple[str, ...]:
         """What it is made of: its columns, or the one of times."""
         return self.column or (str(self.since),)
+
+    def stored_as(self, name: str) -> list[str]:
+        """The store's columns of this feature, whose name is `name`."""
+        if self.categories is None or self.ordinal:
+            return [name]
+        return [f"{name}={category_name(cell)}" for cell in self.categories]
 
     @model_validator(mode="after")
     def _categories_of_one_column(self) -> Self:
@@ -610,6 +618,19 @@ class Features(StrictModel):
         """The codes of each measurement."""
         return {name: m.codes or (name,) for name, m in self.measurements.items()}
 
+    @property
+    def names(self) -> list[str]:
+        """The store's columns, in their order."""
+        return [
+            *(column for name, one in self.wide.items() for column in one.stored_as(name)),
+            *(
+                f"{name}.{aggregate}"
+                for name, one in self.measurements.items()
+                for aggregate in one.aggregates or self.aggregates
+            ),
+            *(f"history.{name}" for name in self.history),
+        ]
+
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
         if not (self.static or self.columns or self.measurements or self.history):
@@ -622,10 +643,17 @@ class Label(StrictModel):
 
     By `codes` with `within_days`: first recorded in the window of that many days, which begins
     `gap_days` after the prediction time, among subjects without an earlier record (with
-    `washout_days`, without one in so many days before the prediction time) and followed to the
-    window's end or diagnosed in it. With `until`, a column of times, the window ends there, and
-    everyone counts as followed so long. With `prior: ignored` it does not matter what was recorded
-    before the window. With `prevalent`: recorded by the prediction time.
+    `washout_days`, without one in so many days before the prediction time). With `until`, a column
+    of times, the window ends there, and everyone counts as followed so long. With `prior: ignored`
+    it does not matter what was recorded before the window. With `prevalent`: recorded by the
+    prediction time.
+
+    `censoring`, with `within_days`, says what is done where follow-up ends before the window does.
+    `ipcw` (the default): a record in it counts if it was made by the end of follow-up, who left
+    alive and well is unknown, and the labelled rows are weighted by the inverse of the probability
+    of still being followed; it may depend on the features `censoring_by`. `complete`: only who was
+    followed to the window's end, or died, is labelled. `drop`: whoever was recorded in the window
+    is ill, and who was not, and left, unknown; the labelled rows then overstate the risk.
 
     By conditions: 1 where `positive` is true, else 0 where `negative` is, else unknown.
 
@@ -639,9 +667,36 @@ class Label(StrictModel):
     washout_days: Days | None = None
     prior: Literal["excluded", "ignored"] = "excluded"
     prevalent: bool = False
+    censoring: Literal["ipcw", "complete", "drop"] | None = Field(None, exclude_if=_unset)
+    censoring_by: Annotated[tuple[str, ...], Distinct] = Field((), exclude_if=_unset)
     positive: Condition | None = None
     negative: Condition | None = None
     keep_out: Annotated[tuple[str, ...], Distinct] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _censoring_of_a_window(cls, value: Any, info: ValidationInfo) -> Any:
+        """What was stored before there was a choice had dropped rows."""
+        if (
+            isinstance(value, dict)
+            and value.get("within_days") is not None
+            and value.get("censoring") is None
+        ):
+            return value | {"censoring": "drop" if _is_stored(info) else "ipcw"}
+        return value
+
+    @property
+    def weighted(self) -> bool:
+        """Whether its rows are weighted for those who left."""
+        return self.censoring == "ipcw"
+
+    @model_validator(mode="after")
+    def _censoring_where_followed(self) -> Self:
+        if self.censoring is not None and self.within_days is None:
+            raise ValueError("censoring: goes with codes and within_days: leave it out")
+        if self.censoring_by and not self.weighted:
+            raise ValueError("censoring_by: goes with `censoring: ipcw`: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -1182,6 +1237,7 @@ class Config(StrictModel):
         self._units_where_needed()
         self._numbers_have_an_origin()
         self._follow_up_declared()
+        self._leaving_by_features()
         self._no_label_among_features()
         self._no_batch_norm_with_an_expected_relu()
         self._no_code_where_a_layer_takes_the_mask()
@@ -1306,10 +1362,22 @@ class Config(StrictModel):
                     "to have stayed free of the disease"
                 )
         cohort = self.cohort
+        if cohort.died is not None and cohort.follow_up_end is None:
+            raise ValueError("cohort.died: needs cohort.follow_up_end, the time of death")
         if cohort.eligibility.follow_up_days and cohort.follow_up_end is None:
             raise ValueError("cohort.eligibility.follow_up_days: needs cohort.follow_up_end")
         if cohort.eligibility.observed_days and cohort.observation_start is None:
             raise ValueError("cohort.eligibility.observed_days: needs cohort.observation_start")
+
+    def _leaving_by_features(self) -> None:
+        known = self.features.names
+        for name, label in self.labels.items():
+            for i, feature in enumerate(label.censoring_by):
+                if feature not in known:
+                    hint = did_you_mean(feature, known)
+                    raise ValueError(
+                        f"labels.{name}.censoring_by.{i}: no feature {feature!r}; {hint}"
+                    )
 
     def _no_label_among_features(self) -> None:
         """What a prevalent disease is read from must not also be a feature.
@@ -1389,9 +1457,14 @@ class Config(StrictModel):
                     )
 
     @property
+    def weighted_labels(self) -> list[str]:
+        """The labels whose rows are weighted for those who left."""
+        return [name for name, label in self.labels.items() if label.weighted]
+
+    @property
     def conditions(self) -> dict[str, str]:
         """Every condition over columns, by its key."""
-        written = {"cohort.where": self.cohort.where}
+        written = {"cohort.where": self.cohort.where, "cohort.died": self.cohort.died}
         for name, label in self.labels.items():
             written[f"labels.{name}.positive"] = label.positive
             written[f"labels.{name}.negative"] = label.negative

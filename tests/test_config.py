@@ -1,5 +1,6 @@
 """A configuration that is wrong says so in one line: file, line, key and what would be valid."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from ehr_sn.config import (
     Config,
     baseline_is_installed,
     load_config,
+    read_stored,
     settings,
 )
 from ehr_sn.errors import ConfigError, EhrSnError
+from ehr_sn.ingest.features import list_features
 from ehr_sn.models.methods import method_names
 
 NAFLD = Path(__file__).parents[1] / "configs" / "nafld.yaml"
@@ -133,6 +136,26 @@ def test_a_misspelt_value_is_answered_with_the_nearest_valid_one(refused, key, v
             {"positive": "age > 1", "negative": "age < 1", "washout_days": 1},
             "go with codes: leave them out",
         ),
+        ("labels.diabetes.censoring", "ipwc", "did you mean 'ipcw'?"),
+        ("labels.diabetes.censoring_by", ["agee"], "no feature 'agee'; did you mean 'age'?"),
+        ("labels.diabetes.censoring_by", ["age", "sbp.lst"], "did you mean 'sbp.last'?"),
+        ("labels.diabetes.censoring_by", ["age", "age"], "only once"),
+        (
+            "labels.diabetes",
+            {"codes": ["E11"], "within_days": 9, "censoring": "drop", "censoring_by": ["age"]},
+            "censoring_by: goes with `censoring: ipcw`",
+        ),
+        (
+            "labels.diabetes",
+            {"codes": ["E11"], "until": "end", "censoring": "ipcw"},
+            "censoring: goes with codes and within_days",
+        ),
+        (
+            "labels.diabetes",
+            {"codes": ["E11"], "prevalent": True, "censoring_by": ["age"]},
+            "censoring_by: goes with `censoring: ipcw`",
+        ),
+        ("cohort.died", "dead = 1", "write == for 'equals'"),
         ("cohort.take", "all", "'every', 'first', 'last'"),
         ("cohort.hours_after", -1, "greater than or equal to 0"),
         ("cohort.eligibility.age", {"born": "b"}, "give at_least, below, or both"),
@@ -495,3 +518,45 @@ def test_a_value_of_another_kind_is_answered_with_an_example(refused, key, value
     message = refused(**{key: value})
     assert said in message
     assert "Input should be" not in message
+
+
+def test_a_label_of_a_window_is_weighted_unless_it_says_otherwise(hospital):
+    labels = {
+        "soon": {"codes": ["E11"], "within_days": 9},
+        "whole": {"codes": ["E11"], "within_days": 9, "censoring": "complete"},
+        "until": {"codes": ["E11"], "until": "end"},
+        "old": {"codes": ["E12"], "prevalent": True},
+        "stated": {"positive": "x > 1", "negative": "x <= 1"},
+    }
+    config = hospital.config(labels=labels)
+    assert [label.censoring for label in config.labels.values()] == [
+        *("ipcw", "complete", None, None, None)
+    ]
+    assert config.weighted_labels == ["soon"]
+    written = config.ingest_sections["labels"]
+    assert [name for name in written if "censoring" in written[name]] == ["soon", "whole"]
+    assert not any("censoring_by" in label for label in written.values())
+    assert "died" not in config.ingest_sections["cohort"]
+
+
+def test_what_was_stored_before_there_was_a_choice_had_dropped_rows(hospital):
+    by_age = {"codes": ["E11"], "within_days": 9, "censoring_by": ["age"]}
+    config = hospital.config(labels__weighted=by_age, cohort__died="dead == 1")
+    again = read_stored(json.loads(json.dumps(config.ingest_sections)), config)
+    assert again.ingest_sections == config.ingest_sections
+    old = config.ingest_sections
+    del old["labels"]["diabetes"]["censoring"], old["labels"]["weighted"]["censoring"]
+    del old["labels"]["weighted"]["censoring_by"], old["cohort"]["died"]
+    read = read_stored(old, config)
+    assert {label.censoring for label in read.labels.values()} == {"drop"}
+    assert read.cohort.died is None
+
+
+def test_features_are_named_as_the_store_names_them(hospital):
+    static = {
+        "age": {"column": "age"},
+        "sex": {"column": "sex", "categories": ["f", 2]},
+        "grade": {"column": "grade", "categories": ["low", "high"], "ordinal": True},
+    }
+    config = hospital.config(features__static=static, features__columns={"patients": ["bmi"]})
+    assert config.features.names == [feature.name for feature in list_features(config)]

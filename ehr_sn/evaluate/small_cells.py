@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 HIDDEN = "–"  # a count that would tell a small one, by what they add up to
-OF_PARTS = ("excluded", "undecided", "few positives", "few negatives")
+OF_PARTS = (
+    *("excluded", "undecided", "few positives", "few negatives"),
+    *("misstated risk", "few followed"),
+)
 """Checks that count parts of what cohort and labels tell, where a small part would be inferred."""
 
 

@@ -21,6 +21,7 @@ from ehr_sn.ingest.codes import CodeFile, Entry, patterns, written
 from ehr_sn.ingest.cohort import classes_by_split
 from ehr_sn.ingest.features import Feature
 from ehr_sn.ingest.findings import SEVERITIES, Finding, Severity, by_share
+from ehr_sn.ingest.follow_up import Ended, Risk, count_ended, follow_up_findings
 from ehr_sn.ingest.losses import DECLARED_FROM, Usable, lost
 from ehr_sn.ingest.sentinels import (
     Held,
@@ -143,6 +144,7 @@ class Counts:
     undated: dict[tuple[str, bool], tuple[int, int]]  # see `_undated`
     sentinels: dict[Sentinel, Held]
     classes: dict[tuple[str, str, str], tuple[int, int]]  # of a deal, split, label: 1s and 0s
+    ended: Ended
 
     def __add__(self, other: "Counts") -> "Counts":
         self.features.add_counted(other.features)
@@ -156,7 +158,16 @@ class Counts:
         for value, held in other.sentinels.items():
             self.sentinels[value] += held
         _add(self.classes, other.classes)
+        self.ended.update(other.ended)
         return self
+
+    def labelled(self, config: Config) -> dict[str, tuple[int, int]]:
+        """Of each label its 1s and 0s, in all splits."""
+        told: dict[str, tuple[int, int]] = {}
+        for (deal, _, label), n in self.classes.items():
+            if deal == config.splits.columns[0]:
+                _add(told, {label: n})
+        return told
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -174,6 +185,7 @@ class Counts:
             "undated": [[*key, *n] for key, n in self.undated.items()],
             "sentinels": [[*key, *astuple(n)] for key, n in self.sentinels.items()],
             "classes": [[*key, *n] for key, n in self.classes.items()],
+            "ended": [[*key, n] for key, n in self.ended.items()],
         }
 
     @classmethod
@@ -190,6 +202,7 @@ class Counts:
             {(name, later): (known, of) for name, later, known, of in content["undated"]},
             {(key, value): Held(*n) for key, value, *n in content["sentinels"]},
             {(deal, split, label): (p, n) for deal, split, label, p, n in content["classes"]},
+            Counter({(label, step, how): n for label, step, how, n in content["ended"]}),
         )
 
 
@@ -230,6 +243,7 @@ def count_all(
             for column in config.splits.columns
             for place, n in classes_by_split(db, config, column).items()
         },
+        count_ended(db, config),
     )
 
 
@@ -294,6 +308,7 @@ def find_all(
     counts: Counts,
     table_rows: dict[str, int],
     attrition: Sequence[Mapping[str, Any]],
+    risks: Mapping[str, Risk],
 ) -> list[Finding]:
     """Every check, the most severe first. Needs `coding_counts`, `code_counts`, `code_sets`."""
     observed = {f.name: int(n) for f, n in zip(features, counts.features.observed, strict=True)}
@@ -310,6 +325,7 @@ def find_all(
         *of_another_length(db, config),
         *_unused_codes(db, config),
         *_few_of_a_class(config, counts.classes),
+        *follow_up_findings(config, risks, counts.ended, counts.labelled(config)),
         *empty,
         *_useless_features(features, counts.features, {finding.where for finding in empty}),
         *_noticed(counts.noticed),

@@ -3,6 +3,11 @@
 DuckDB tables made here:
 
 - `labels`: row, then one column a disease: 1, 0, or NULL where the row is not eligible
+- `follow_up`: row, then one column for each disease whose rows are weighted: days from the window's
+  beginning to the first of disease, death, end of follow-up and end of the window, which is then
+  the label's `within_days`; NULL where the row is not at risk. Without such a disease there is none
+- `outcome_DISEASE`: row, label, left_at (the rule at which it left) and, with `within_days`, `days`
+  as above and `ended`, what ended them (LEFT, ILL, DIED), whatever the label's censoring
 - `splits`: subject_id, then one column a repeat: train, tuning or held_out
 """
 
@@ -12,7 +17,10 @@ from ehr_sn.config import SPLITS, Config, Label
 from ehr_sn.ingest.code_sets import held_by, require_codes_of_labels
 from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.requirements import REASONS, Requirement, require
-from ehr_sn.ingest.sql import days, identifier, literal, literals
+from ehr_sn.ingest.sql import DAY, days, identifier, literal, literals
+from ehr_sn.ingest.times import day_of
+from ehr_sn.ingest.wide import DIED as ENDED_BY_DEATH
+from ehr_sn.survival import DIED, ILL, LEFT
 
 MIN_PER_CLASS = 2  # the variance of an AUROC needs two of each class
 
@@ -21,36 +29,54 @@ def stage_labels(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, dic
     """Make the table `labels`; returns for each disease how many rows left at each rule.
 
     With t the prediction time, the window of a disease is (t + gap_days, t + gap_days +
-    within_days], or (t + gap_days, until]. It is 1 where first recorded in the window; 0 where the
-    subject was followed to the window's end without a record; and unknown where it was recorded
-    by t (with `washout_days`: in so many days before t), where it was recorded in the gap, or
-    where follow-up ended too early. So subjects who died or moved away within the window without
-    the disease are left out. With `until` everyone is followed to the window's end, and unknown is
-    whose window ends before it begins. With `prior: ignored` what was recorded before the window
-    plays no part. A prevalent disease is 1 where recorded by t, else 0. One stated by conditions
-    is 1, 0, or unknown as they say.
+    within_days], or (t + gap_days, until]. Unknown is where it was recorded by t (with
+    `washout_days`: in so many days before t), or in the gap; with `prior: ignored` what was
+    recorded before the window plays no part. Else, with `within_days`, it depends on `censoring`:
+
+    - `ipcw`: 1 where first recorded in the window, by the day on which follow-up ended; 0 where the
+      subject was followed to the window's end without that, or died before it; unknown where it
+      left alive, or where follow-up did not reach the window.
+    - `complete`: the same among those who were followed to the window's end, or died before it;
+      all others are unknown, also who fell ill and left.
+    - `drop`: 1 where first recorded in the window, 0 where the subject was followed to its end
+      without a record, else unknown.
+
+    With `until` everyone is followed to the window's end, and unknown is whose window ends before
+    it begins. A prevalent disease is 1 where recorded by t, else 0. One stated by conditions is 1,
+    0, or unknown as they say.
     """
     attrition = {}
-    outcomes = {name: identifier(f"outcome_{name}") for name in config.labels}
     db.execute(
         """CREATE TEMP TABLE of_labels AS SELECT subject_id, time, code_id FROM event_rows
         WHERE code_id IN (SELECT code_id FROM code_sets WHERE starts_with(key, 'labels.'))"""
     )
     for name, label in config.labels.items():
-        outcome = outcomes[name]
         if label.codes is None:
-            attrition[name] = _take_stated(db, name, outcome)
+            attrition[name] = _take_stated(db, name)
             continue
-        attrition[name] = _take_recorded(db, name, label, outcome)
-    joins = " ".join(f"JOIN {outcome} USING (row)" for outcome in outcomes.values())
-    columns = ", ".join(f"{outcome}.label AS {identifier(n)}" for n, outcome in outcomes.items())
-    db.execute(f"CREATE TABLE labels AS SELECT row, {columns} FROM cohort {joins} ORDER BY row")
+        attrition[name] = _take_recorded(db, config, name, label)
+    _collect(db, "labels", "label", list(config.labels))
+    if config.weighted_labels:
+        _collect(db, "follow_up", "days", config.weighted_labels)
     db.execute("DROP TABLE of_labels")
     return attrition
 
 
+def outcome_table(disease: str) -> str:
+    """The SQL name of the table `outcome_DISEASE`."""
+    return identifier(f"outcome_{disease}")
+
+
+def _collect(db: duckdb.DuckDBPyConnection, table: str, column: str, diseases: list[str]) -> None:
+    """Make a table of one column of each disease's outcomes."""
+    outcomes = {name: outcome_table(name) for name in diseases}
+    joins = " ".join(f"JOIN {outcome} USING (row)" for outcome in outcomes.values())
+    columns = ", ".join(f"{outcome}.{column} AS {identifier(n)}" for n, outcome in outcomes.items())
+    db.execute(f"CREATE TABLE {table} AS SELECT row, {columns} FROM cohort {joins} ORDER BY row")
+
+
 def _take_recorded(
-    db: duckdb.DuckDBPyConnection, name: str, label: Label, outcome: str
+    db: duckdb.DuckDBPyConnection, config: Config, name: str, label: Label
 ) -> dict[str, int]:
     """A label by its codes in the events. Rows leave at the first rule that they break."""
     begin = f"c.prediction_time + {days(label.gap_days)}"
@@ -63,39 +89,70 @@ def _take_recorded(
         leaves["recorded_before"] = "before"
         if label.gap_days:
             leaves["recorded_in_gap"] = "in_gap"
-    if label.until is not None:
+    at_risk = " AND NOT ".join(["coalesce(follow_up_end > begins, FALSE)", *leaves.values()])
+    positive = "recorded"
+    if label.prevalent:
+        positive = "before"
+    elif label.until is not None:
         leaves["no_window"] = "coalesce(ends <= begins, TRUE)"
-    if label.within_days is not None:
-        censored = "coalesce(follow_up_end < ends, TRUE)"
-        leaves["followed_too_short"] = f"coalesce(first_after > ends, TRUE) AND {censored}"
+    elif label.censoring == "drop":
+        leaves["followed_too_short"] = "NOT recorded AND NOT whole"
+    else:
+        leaves["no_follow_up"] = "NOT at_risk"
+        seen = "" if label.censoring == "complete" else "NOT seen AND"
+        leaves["left_early"] = f"{seen} NOT whole AND NOT died"
+        positive = "seen"
     rules = " ".join(f"WHEN {test} THEN {literal(rule)}" for rule, test in leaves.items())
-    positive = "before" if label.prevalent else "coalesce(first_after <= ends, FALSE)"
+    died, last_day = "FALSE", day_of("follow_up_end", config.clock.time_zone)
+    if config.cohort.died is not None:
+        died = f"any_value({identifier(ENDED_BY_DEATH)})"
+    table = outcome_table(name)
+    # What is dated on the day on which follow-up ends was seen: its time is often only a day.
     db.execute(
-        f"""CREATE TABLE {outcome} AS
-        SELECT row, left_at, CASE WHEN left_at IS NULL THEN ({positive})::TINYINT END AS label
-        FROM (SELECT *, CASE {rules or "WHEN FALSE THEN ''"} END AS left_at FROM (
-            SELECT c.row, any_value(c.follow_up_end) AS follow_up_end,
+        f"""CREATE TABLE {table} AS
+        SELECT row, left_at, CASE WHEN left_at IS NULL THEN ({positive})::TINYINT END AS label,
+            {_days_and_end(label)}
+        FROM (SELECT *, CASE {rules or "WHEN FALSE THEN ''"} END AS left_at FROM (SELECT *,
+                coalesce(first_after <= ends, FALSE) AS recorded,
+                coalesce({day_of("first_after", config.clock.time_zone)} <= {last_day}, FALSE)
+                    AND recorded AS seen,
+                coalesce(follow_up_end >= ends, FALSE) AS whole,
+                {at_risk} AS at_risk
+            FROM (SELECT c.row, any_value(c.follow_up_end) AS follow_up_end, {died} AS died,
                 any_value({begin}) AS begins, any_value({ends}) AS ends,
                 coalesce(bool_or(e.time <= c.prediction_time AND {washout}), FALSE) AS before,
                 coalesce(bool_or(e.time > c.prediction_time AND e.time <= {begin}), FALSE)
                     AS in_gap,
                 min(e.time) FILTER (e.time > {begin}) AS first_after
-            FROM cohort c {"JOIN stated USING (row)" if label.until else ""}
+            FROM cohort c JOIN stated USING (row)
             LEFT JOIN (SELECT subject_id, time FROM of_labels
                 WHERE code_id IN ({held_by(f"labels.{name}")})) e ON c.subject_id = e.subject_id
-            GROUP BY c.row))"""
+            GROUP BY c.row)))"""
     )
-    counts = dict(db.execute(f"SELECT left_at, count(*) FROM {outcome} GROUP BY 1").fetchall())
+    counts = dict(db.execute(f"SELECT left_at, count(*) FROM {table} GROUP BY 1").fetchall())
     return {
         "rows": sum(counts.values()),
         **{rule: counts.get(rule, 0) for rule in leaves},
         "eligible": counts.get(None, 0),
-        "positive": count(db, f"SELECT count(*) FROM {outcome} WHERE label = 1"),
+        "positive": count(db, f"SELECT count(*) FROM {table} WHERE label = 1"),
     }
 
 
-def _take_stated(db: duckdb.DuckDBPyConnection, name: str, outcome: str) -> dict[str, int]:
+def _days_and_end(label: Label) -> str:
+    """SQL of the columns `days` and `ended` of a label's outcomes."""
+    if label.within_days is None:
+        return "NULL::DOUBLE AS days, NULL::TINYINT AS ended"
+    last = "CASE WHEN seen THEN first_after ELSE follow_up_end END"
+    whole = f"{label.within_days!r}::DOUBLE"
+    return f"""CASE WHEN NOT at_risk THEN NULL WHEN whole AND NOT seen THEN {whole}
+            ELSE least((epoch_us({last}) - epoch_us(begins)) / {DAY!r}, {whole}) END AS days,
+        CASE WHEN NOT at_risk THEN NULL WHEN seen THEN {ILL}
+            WHEN died AND NOT whole THEN {DIED} ELSE {LEFT} END::TINYINT AS ended"""
+
+
+def _take_stated(db: duckdb.DuckDBPyConnection, name: str) -> dict[str, int]:
     """A label that conditions over the cohort's columns have stated already."""
+    outcome = outcome_table(name)
     db.execute(f"CREATE TABLE {outcome} AS SELECT row, {identifier(name)} AS label FROM stated")
     rows, eligible, positive = db.execute(
         f"SELECT count(*), count(label), count(*) FILTER (label = 1) FROM {outcome}"

@@ -208,6 +208,8 @@ class Columns:
         config = self.config
         subject = self.find("cohort.subject_id", config.cohort.subject_id)
         kept_out = {subject: "names the subject, of which a model must learn nothing"}
+        for column in self.of_conditions.get("cohort.died", {}).values():
+            kept_out[column] = "is read by cohort.died: the feature would tell who died later"
         for name, label in config.labels.items():
             away = f"labels.{name}: the feature would give the label away"
             for kind in ("positive", "negative"):

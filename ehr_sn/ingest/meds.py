@@ -5,7 +5,8 @@ The folder holds, as the Medical Event Data Standard has it
 - `data/SPLIT/SHARD.parquet`: subject_id, time, code, numeric_value, by subject and time; all usable
   events of the cohort's subjects, at any time, values of a measurement in its unit
 - `metadata/`: `subject_splits.parquet` (of the first repeat), `codes.parquet`, `dataset.json`
-- `labels/DISEASE/SHARD.parquet`: subject_id, prediction_time, boolean_value, where it is known
+- `labels/DISEASE/SHARD.parquet`: subject_id, prediction_time, boolean_value, where it is known;
+  MEDS has no place for weights, so that these overstate the risk where subjects left early
 
 and, where subjects are no whole numbers, `metadata/subject_ids.parquet`: which number is whom.
 

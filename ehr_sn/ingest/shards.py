@@ -54,6 +54,7 @@ GROUP_ROWS = 2**14  # at least so many in a row group of what is dealt, but the 
 KEYS = ("subject_id", "prediction_time")
 
 TABLES = ("values", "mask", "labels", "splits", "quarantine")  # the store's, in parts by shard
+FOLLOW_UP = "follow_up"  # one more, where the rows of some label are weighted
 CODE_TABLES = ("coding_counts", "code_counts", "code_sets")  # that the checks need of every shard
 
 
@@ -240,7 +241,7 @@ def _build(
         file = literal(str(scratch / f"{table}.parquet"))
         db.execute(f"COPY {table} TO {file} (FORMAT parquet)")
     files = {}
-    for table in TABLES if work.writes else ():
+    for table in _tables(config) if work.writes else ():
         part = work.part(table, shard)
         files[part.as_posix()] = sha256(scratch / f"{table}.parquet")
         (work.store / part).parent.mkdir(parents=True, exist_ok=True)
@@ -473,11 +474,18 @@ class _MatrixWriter:
             writer.close()
 
 
+def _tables(config: Config) -> tuple[str, ...]:
+    """The tables of this configuration's store."""
+    return (*TABLES, FOLLOW_UP) if config.weighted_labels else TABLES
+
+
 def _write_tables(db: duckdb.DuckDBPyConnection, config: Config, folder: Path) -> None:
-    labels = ", ".join(identifier(name) for name in config.labels)
     queries = {
-        "labels": f"SELECT {', '.join(KEYS)}, {labels} FROM labels JOIN cohort USING (row) "
-        "ORDER BY row",
+        table: f"SELECT {', '.join(KEYS)}, {', '.join(map(identifier, diseases))} "
+        f"FROM {table} JOIN cohort USING (row) ORDER BY row"
+        for table, diseases in (("labels", config.labels), (FOLLOW_UP, config.weighted_labels))
+        if diseases
+    } | {
         "splits": "SELECT * FROM splits ORDER BY subject_id",
         "quarantine": "SELECT * FROM quarantine ORDER BY ALL",
     }

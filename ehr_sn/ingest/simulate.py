@@ -40,9 +40,15 @@ What is missing, and why, is the choice of `Simulation.missing`:
 - `all`: the three together. `none`: `visits` visits, with everything measured.
 
 Follow-up lasts five to seven years; a share `lost` of the subjects is lost, whatever their health,
-after U(0, 5) years, and diagnoses after that are not recorded.
+after U(0, 5) years, and diagnoses after that are not recorded. Half of them have died, of which the
+true risks below know nothing: take it for leaving. Besides
 
-Half of the lost have died. Drugs, procedures and observations have no bearing on anything.
+- subjects die of old age at a rate of `deaths` · 2^((age − 55)/8) a year. The true risks then are
+  those in a world with these deaths, which come before some diseases; who is lost has not died;
+- subjects leave, alive, at a rate of `leaving` · exp(leaving_by_age · (age − 55)/10) a year. Unless
+  `leaving_by_age` is 0, leaving is informative: the older fall ill more often.
+
+Drugs, procedures and observations have no bearing on anything.
 
 Tables: person, visit_occurrence, condition_occurrence, measurement, drug_exposure,
 procedure_occurrence, observation, death, observation_period, concept (own ids from 2,000,000,001),
@@ -50,11 +56,11 @@ concept_ancestor (which puts diseases and quantities below the standard concepts
 cohort, OMOP's with the statics age and male beside it. `truth.parquet` has for each subject and
 disease d
 
-- `true_d`: P(d) given all latent values
+- `true_d`: the probability of d within five years given all latent values
 - `bayes_d`: the best that can be known with nothing missing
 - `bayes_observed_d`: the same from the values that were in fact measured, for which values are
   missing being ignored: the optimum unless missingness is informative
-- `outcome_d`: whether the disease came within five years, recorded or not
+- `outcome_d`: whether the disease came within five years, and before death, recorded or not
 """
 
 import tempfile
@@ -81,6 +87,7 @@ DAYS_BEFORE, DAYS_AFTER = 1_095, 1_826
 PANEL = 4
 SIGMA_B, SIGMA_E = 0.6, 0.5
 SHIFT_WHEN_ILL = 1.0
+DOUBLES_IN = 8  # years of age, the rate of deaths (B. Gompertz, Phil Trans R Soc 115:513, 1825)
 
 LATENTS = ("adiposity", "glycaemia", "lipids", "pressure", "liver", "strain")
 CORRELATION = 0.7 * np.eye(len(LATENTS)) + 0.3
@@ -189,6 +196,9 @@ class Simulation:
     informativeness: float = 0.5
     dropped: float = 0.3
     lost: float = 0.05
+    leaving: float = 0.0
+    leaving_by_age: float = 0.0
+    deaths: float = 0.0
 
     def __post_init__(self) -> None:
         valid = get_args(Missing)
@@ -204,6 +214,9 @@ class Simulation:
             ("informativeness", 0, None),
             ("dropped", 0, 1),
             ("lost", 0, 1),
+            ("leaving", 0, 100),
+            ("leaving_by_age", -10, 10),
+            ("deaths", 0, 100),
         ):
             value = getattr(self, name)
             if value < low or (high is not None and value > high):
@@ -250,8 +263,10 @@ def simulate(
             for chunk, first in enumerate(range(0, simulation.subjects, CHUNK_SUBJECTS)):
                 subjects = min(CHUNK_SUBJECTS, simulation.subjects - first)
                 rng = np.random.default_rng([simulation.seed, chunk])
-                own = np.random.default_rng([simulation.seed, chunk, 1])
-                for name, columns in _chunk(simulation, rng, own, subjects, writers):
+                care = np.random.default_rng([simulation.seed, chunk, 1])
+                leaving = np.random.default_rng([simulation.seed, chunk, 2])
+                rows = _chunk(simulation, rng, care, leaving, subjects, writers)
+                for name, columns in rows:
                     writers[name].write(columns)
                 progress(subjects)
         built.rename(folder)
@@ -274,9 +289,20 @@ class _Subjects:
     risk: np.ndarray  # η
     onset: np.ndarray  # days after the index date; none: beyond every follow-up
     end: np.ndarray  # of follow-up, days after the index date
+    lost: np.ndarray  # whether that is being lost
+    died: np.ndarray  # whether it is death
+    lived: np.ndarray  # chance that who falls ill within five years lives to see it
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, n: int, first: int, lost: float) -> "_Subjects":
+    def draw(
+        cls,
+        simulation: Simulation,
+        rng: np.random.Generator,
+        leaving: np.random.Generator,
+        n: int,
+        first: int,
+    ) -> "_Subjects":
+        """Who leaves, and who dies, is drawn from `leaving`, so that all else stays as without."""
         latents = rng.standard_normal((n, len(LATENTS))) @ np.linalg.cholesky(CORRELATION).T
         index = np.datetime64("2010-01-01").astype(int) + rng.integers(0, 5 * 365, n)
         days = rng.integers(int(30 * 365.25), int(80 * 365.25), n)
@@ -285,9 +311,20 @@ class _Subjects:
         ill = rng.random(risk.shape) < _sigmoid(risk)
         onset = np.where(ill, rng.integers(1, DAYS_AFTER + 1, risk.shape), 10 * DAYS_AFTER)
         end = DAYS_AFTER + rng.integers(0, 730, n)
-        end = np.where(rng.random(n) < lost, rng.integers(1, DAYS_AFTER, n), end)
+        end = np.where(rng.random(n) < simulation.lost, rng.integers(1, DAYS_AFTER, n), end)
+        decades = (age - 55) / 10
+        death_rate = simulation.deaths * 2 ** (10 * decades / DOUBLES_IN)
+        left = _first_day(leaving, simulation.leaving * np.exp(simulation.leaving_by_age * decades))
+        death = _first_day(leaving, death_rate)
+        onset = np.where(onset <= death[:, None], onset, 10 * DAYS_AFTER)
+        lost = (end < DAYS_AFTER) & (end < left)
+        end = np.minimum(end, left)
+        died, end = death <= end, np.minimum(end, death)
         ids = first + 1 + np.arange(n)
-        return cls(ids, index, index - days, age, male, latents, risk, onset, end)
+        lived = _lived_to_onset(death_rate)
+        return cls(
+            ids, index, index - days, age, male, latents, risk, onset, end, lost, died, lived
+        )
 
     @property
     def outcome(self) -> np.ndarray:
@@ -338,6 +375,25 @@ class _Visits:
         )
 
 
+def _first_day(rng: np.random.Generator, rate: np.ndarray) -> np.ndarray:
+    """The day on which it happens, at so many times a year; without a rate beyond every follow-up.
+
+    No later than 10 · DAYS_AFTER.
+    """
+    waited = rng.standard_exponential(len(rate))
+    with np.errstate(divide="ignore"):
+        days = np.ceil(waited * 365.25 / rate)
+    return np.clip(days, 1, 10 * DAYS_AFTER).astype(int)
+
+
+def _lived_to_onset(death_rate: np.ndarray) -> np.ndarray:
+    """P(no death before a day that is uniform in the five years), at so many deaths a year."""
+    day = np.exp(-death_rate / 365.25)  # the chance to live through one
+    within = -np.expm1(-death_rate * DAYS_AFTER / 365.25)
+    lived = np.ones_like(death_rate)
+    return np.divide(within, DAYS_AFTER * (1 - day), out=lived, where=day < 1)
+
+
 def _draw_values(
     simulation: Simulation,
     rng: np.random.Generator,
@@ -382,6 +438,7 @@ def _chunk(
     simulation: Simulation,
     rng: np.random.Generator,
     care: np.random.Generator,
+    leaving: np.random.Generator,
     n: int,
     writers: dict[str, "_Writer"],
 ) -> Iterator[tuple[str, _Columns]]:
@@ -389,7 +446,7 @@ def _chunk(
 
     What means nothing is drawn from `care`, so that all else stays as it is without.
     """
-    subjects = _Subjects.draw(rng, n, writers["person"].rows, simulation.lost)
+    subjects = _Subjects.draw(simulation, rng, leaving, n, writers["person"].rows)
     visits = _Visits.draw(simulation, rng, subjects)
     visit_id = 1 + writers["visit_occurrence"].rows + np.arange(len(visits.subject))
     yield "person", _persons(subjects)
@@ -436,7 +493,7 @@ def _chunk(
     yield "drug_exposure", _care(care, subjects, "drug", "drug_exposure_start")
     yield "procedure_occurrence", _care(care, subjects, "procedure", "procedure")
     yield "observation", _care(care, subjects, "observation", "observation")
-    yield "death", _deaths(care, subjects)
+    yield "death", _deaths(simulation, care, subjects)
     yield "truth", _truth(simulation, subjects, visits)
 
 
@@ -504,13 +561,16 @@ def _care(rng: np.random.Generator, subjects: _Subjects, kind: str, event: str) 
     } | ({"drug_exposure_end_date": date} if kind == "drug" else {})
 
 
-def _deaths(rng: np.random.Generator, subjects: _Subjects) -> _Columns:
-    """Half of those who were lost have died on that day."""
-    lost = (subjects.end < DAYS_AFTER) & (rng.random(len(subjects.end)) < 0.5)
+def _deaths(simulation: Simulation, rng: np.random.Generator, subjects: _Subjects) -> _Columns:
+    """Who died on the last day of follow-up; where nobody else dies, half of those who are lost."""
+    died = subjects.died
+    if not simulation.deaths:
+        died = subjects.lost & (rng.random(len(subjects.end)) < 0.5)
     return {
-        "person_id": subjects.person_id[lost],
-        "death_date": _dates((subjects.index + subjects.end)[lost]),
+        "person_id": subjects.person_id[died],
+        "death_date": _dates((subjects.index + subjects.end)[died]),
         "death_type_concept_id": _FROM_EHR,
+        "cause_source_value": "old age" if simulation.deaths else None,
     }
 
 
@@ -518,10 +578,11 @@ def _truth(simulation: Simulation, subjects: _Subjects, visits: _Visits) -> _Col
     full = visits.sums(np.ones_like(visits.measured))
     observed = visits.sums(visits.measured)
     linear, weights = _linear(subjects.age, subjects.male), _loadings(simulation)
+    lived = subjects.lived[:, None]
     columns: dict[str, np.ndarray] = {
-        "true": _sigmoid(subjects.risk),
-        "bayes": _bayes(*full, weights, linear),
-        "bayes_observed": _bayes(*observed, weights, linear),
+        "true": _sigmoid(subjects.risk) * lived,
+        "bayes": _bayes(*full, weights, linear) * lived,
+        "bayes_observed": _bayes(*observed, weights, linear) * lived,
         "outcome": subjects.outcome,
     }
     return {"person_id": subjects.person_id, "measured": observed[0].sum(axis=1)} | {

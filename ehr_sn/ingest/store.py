@@ -31,16 +31,23 @@ from ehr_sn.ingest.checks import Counts, common_codes, find_all
 from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.features import list_features
 from ehr_sn.ingest.folders import clear_abandoned, disk_errors
+from ehr_sn.ingest.follow_up import estimate_risks
 from ehr_sn.ingest.requirements import require_of_all
 from ehr_sn.ingest.shards import CODE_TABLES, Work, build_in_threads, prepare
 from ehr_sn.ingest.sql import literal
 from ehr_sn.ingest.tables import Source, connect, describe_sources
 
-FORMAT = 5  # raised whenever the same input would give another store
+FORMAT = 6  # raised whenever the same input would give another store
 
-CENSORING = (
-    "a label is unknown where follow-up ends before its window does and nothing was recorded in it"
-)
+CENSORING = {
+    "ipcw": "a label is unknown where the subject left, alive and without a record, before its "
+    "window ended; the others are weighted by the inverse of the probability of still being "
+    "followed",
+    "complete": "a label is unknown where follow-up ended, and the subject had not died, before "
+    "its window ended",
+    "drop": "a label is unknown where follow-up ended before its window did and nothing was "
+    "recorded in it: the labelled rows overstate the risk",
+}
 ELSEWHERE = "put the store elsewhere with data_dir"
 ABANDONED = 24 * 3600  # seconds after which another ingest's unfinished work is cleared away
 
@@ -145,6 +152,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         for check, place, n, of, message in landed["notices"]:
             counts.noticed[check, place, message] = (n, of)
     cohort = reduce(added, (shard["cohort"] for shard in told))
+    risks = estimate_risks(config, counts.ended, counts.labelled(config))
     with connect() as db:
         parts = {
             table: ", ".join(literal(str(work.codes(table, shard))) for shard in work.shards)
@@ -160,7 +168,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
             f"""CREATE TABLE code_sets AS
             SELECT DISTINCT key, entry, written, code FROM read_parquet([{parts["code_sets"]}])"""
         )
-        findings = find_all(db, config, features, counts, rows, cohort)
+        findings = find_all(db, config, features, counts, rows, cohort, risks)
         codes = db.execute("SELECT source, code, events, subjects FROM code_counts").fetchall()
         held_in = dict(
             db.execute(
@@ -190,7 +198,12 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         ],
         "cohort": cohort,
         "labels": reduce(added, (shard["attrition"] for shard in told)),
-        "censoring": CENSORING,
+        "censoring": {
+            name: CENSORING[label.censoring]
+            for name, label in config.labels.items()
+            if label.censoring is not None
+        },
+        "risks": {name: risk.as_dict() for name, risk in risks.items()},
         "tables": {
             name: source.as_dict() | {"rows": rows[name]} for name, source in sources.items()
         },
@@ -289,7 +302,7 @@ class Store:
         return list(self.manifest["labels"])
 
     def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
-        """One of the store's tables: values, mask, labels, splits or quarantine."""
+        """One of the store's tables: values, mask, labels, splits, quarantine; or follow_up."""
         parts = sorted((self.path / table).glob("part-*.parquet"))
         paths = parts or [self.path / f"{table}.parquet"]
         # Of a column that is full in some part only, DuckDB says so in that part's schema.
@@ -309,6 +322,40 @@ class Store:
         """(rows, diseases) float32: 1, 0, or NaN where the row is not eligible."""
         table = self.read("labels", self.diseases)
         return np.stack([c.cast(pa.float32()).to_numpy() for c in table.columns], axis=1)
+
+    def follow_up(self) -> np.ndarray | None:
+        """(rows, diseases) float64: days from the window's beginning to what ended it.
+
+        That is the disease, a death without it, the end of follow-up, or the end of the window
+        (its `horizons`). NaN where the row was not at risk and for diseases that are not weighted;
+        None where none is.
+        """
+        columns = [i for i, horizon in enumerate(self.horizons) if horizon is not None]
+        if not columns:
+            return None
+        table = self.read("follow_up", [self.diseases[i] for i in columns])
+        days = np.full((table.num_rows, len(self.diseases)), np.nan)
+        for i in columns:
+            days[:, i] = table[self.diseases[i]].to_numpy()
+        return days
+
+    @cached_property
+    def horizons(self) -> list[float | None]:
+        """Of each disease, how many days its window lasts; None where rows are not weighted."""
+        return [
+            label["within_days"] if label.get("censoring") == "ipcw" else None
+            for label in self._labels
+        ]
+
+    @cached_property
+    def censoring_by(self) -> list[tuple[str, ...]]:
+        """Of each disease, the features by which leaving is modelled."""
+        return [tuple(label.get("censoring_by", ())) for label in self._labels]
+
+    @property
+    def _labels(self) -> list[dict[str, Any]]:
+        configured = self.manifest["config"]["labels"]
+        return [configured[name] for name in self.diseases]
 
     def splits(self) -> np.ndarray:
         """(rows, repeats) of the strings train, tuning, held_out."""

@@ -5,7 +5,8 @@ DuckDB tables made here:
 - `cohort`: row (from 0, by subject and time), subject_id, prediction_time, follow_up_end, and one
   column a feature that a table's columns hold, named as the feature
 - `stated`: row, and one column a label that the cohort's columns state: 1, 0, or NULL where
-  unknown; or, of a label with `until`, the time at which its window ends
+  unknown; or, of a label with `until`, the time at which its window ends; and, where
+  `cohort.died` is given, "ended by death"
 - `given_splits`: subject_id, split: as a table gives them
 - `lifetimes`: subject_id, born, followed_to (the last of its rows); NULL where not known
 - `code_sets`, by code_sets.py
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 import duckdb
 
-from ehr_sn.config import Clock, Config, StaticFeature, category_name
+from ehr_sn.config import Clock, Config, StaticFeature
 from ehr_sn.errors import quoted
 from ehr_sn.ingest.cells import (
     MADE_MISSING,
@@ -51,6 +52,8 @@ from ehr_sn.ingest.times import NO_TIME, as_time, why_no_time
 AS_OF = "as_of"  # a variable of DuckDB: the moment at which the tables were copied, where told
 EMPTY = "empty column"  # the check that notices one
 NOT_REACHED = "the prediction time was not reached when the tables were copied"
+
+DIED = "ended by death"  # with blanks, no label is called so
 
 _ALIKE = "subject appears again{}, with other values"
 _REPEATS = "repeats an earlier row"
@@ -109,6 +112,9 @@ def stage_cohort(
         for name, label in config.labels.items()
         if label.positive is not None or label.until is not None
     )
+    if config.cohort.died is not None:
+        died = f"coalesce({_condition(columns, 'cohort.died')}, FALSE)"
+        stated += f", {died} AS {identifier(DIED)}"
     db.execute(f"CREATE TABLE stated AS SELECT row {stated} FROM wide ORDER BY row")
     _stage_lifetimes(db, config)
     if not in_order:  # else the view is yet to be read
@@ -443,9 +449,7 @@ def _categories(name: str, feature: StaticFeature, given: str) -> dict[str, str]
 
 def feature_columns(name: str, feature: StaticFeature) -> list[str]:
     """The store's columns of one feature that tables' columns hold."""
-    if feature.categories is None or feature.ordinal:
-        return [name]
-    return [f"{name}={category_name(cell)}" for cell in feature.categories]
+    return feature.stored_as(name)
 
 
 def _label(columns: Columns, name: str) -> str:

@@ -83,7 +83,9 @@ def without_labels(config: Config) -> Config:
         update={
             "labels": {},
             "splits": Splits(),
-            "cohort": cohort.model_copy(update={"follow_up_end": None, "eligibility": rules}),
+            "cohort": cohort.model_copy(
+                update={"follow_up_end": None, "died": None, "eligibility": rules}
+            ),
         }
     )
 

@@ -33,6 +33,10 @@ class Staged:
         query = f"SELECT subject_id, {disease} FROM labels JOIN cohort USING (row) ORDER BY row"
         return dict(self.rows(query))
 
+    def days(self, disease: str = "diabetes") -> dict[int | str, float | None]:
+        query = f"SELECT subject_id, {disease} FROM follow_up JOIN cohort USING (row) ORDER BY row"
+        return dict(self.rows(query))
+
     def quarantine(self) -> list[tuple[str, int, str]]:
         """(table, row, reason) of what was set aside or made missing."""
         return self.rows("SELECT table_name, row_number, reason FROM quarantine ORDER BY ALL")

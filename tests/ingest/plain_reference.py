@@ -1,7 +1,7 @@
 """What small tables come to, in plain Python, as the documentation says it; nothing of ehr_sn."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 BLANKS = " \u00a0\u3000"
@@ -107,22 +107,39 @@ def features(case, events, at):
     return made
 
 
+def site_day(time, zone):
+    try:
+        return time.astimezone(ZoneInfo(zone or "UTC")).date()
+    except OverflowError:
+        return date.max if time.year > 1 else date.min
+
+
 def label(case, events, at, followed_to):
-    """1, 0, or None where it is unknown."""
+    """1, 0, or None where it is unknown; and how many days of the window are known, if weighted."""
     times = [event[1] for event in events if "E11" in event[2]]
     begins = at + timedelta(days=case.gap_days)
     ends = begins + timedelta(days=case.within_days)
     washed = case.washout_days and at - timedelta(days=case.washout_days)
     prior = [time for time in times if time <= begins and (not washed or time >= washed)]
     if prior and case.prior == "excluded":
-        return None
-    if any(begins < time <= ends for time in times):
-        return 1
-    return 0 if followed_to is not None and followed_to >= ends else None
+        return None, None
+    first = min((time for time in times if begins < time <= ends), default=None)
+    whole = followed_to is not None and followed_to >= ends
+    if case.censoring == "drop":
+        return (1 if first else 0 if whole else None), None
+    if followed_to is None or followed_to <= begins:
+        return None, None
+    if case.censoring == "complete":
+        return (int(first is not None) if whole else None), None
+    if first and site_day(first, case.zone) <= site_day(followed_to, case.zone):
+        return 1, (first - begins) / timedelta(days=1)
+    if whole:
+        return 0, case.within_days
+    return None, (followed_to - begins) / timedelta(days=1)
 
 
 def expected(case):
-    """Subject and prediction time → features and label."""
+    """Subject and prediction time → features, and label with days of follow-up."""
     events = usable_events(case)
     rows = {}
     for (who, at), followed_to in cohort_rows(case).items():

@@ -587,3 +587,102 @@ def test_missing_codes_of_a_measurement_are_counted_and_not_listed(busy, severe)
     assert "sbp: outside the plausible range" in aside[-1]
     assert severe("suspected sentinel", features__measurements=measured) == []
     assert check(busy.config(features__measurements=measured))["features"][8]["observed_rate"] < 1
+
+
+# -- Who leaves before the window ends -----------------------------------------------------------
+
+
+@pytest.fixture
+def leaving(busy):
+    """Give the patients of 300 of whom a third fall ill other ends of follow-up, and deaths."""
+
+    def leave(end, dead=0):
+        changed(busy, "patients", end=end, dead=dead)
+
+    return leave
+
+
+IDS = np.arange(1, 301)
+
+
+@pytest.mark.parametrize(
+    ("censoring", "severity"), [("ipcw", "harmless"), ("complete", None), ("drop", "look")]
+)
+def test_labels_that_misstate_the_risk_are_found(busy, severe, leaving, censoring, severity):
+    leaving(np.where(IDS % 3 == 0, 200, 1000))
+    found = severe("misstated risk", labels__diabetes__censoring=censoring)
+    if severity is None:  # who leaves is like who stays
+        assert found == []
+        return
+    ((told, where, *_, message),) = found
+    assert (told, where) == (severity, "labels.diabetes")
+    assert "Kaplan and Meier's estimate of the risk is" in message
+    assert ("the rows are weighted for that" in message) == (censoring == "ipcw")
+    assert ("times what they should be. With `censoring: ipcw`" in message) == (censoring == "drop")
+
+
+def test_a_risk_is_estimated_as_by_hand(busy, leaving):
+    leaving(np.where(IDS % 3 == 0, 200, 1000), np.where(IDS % 6 == 0, 1, 0))
+    manifest = check(busy.config(cohort__died="dead == 1"))
+    patients = pd.read_csv(busy.folder / "patients.csv")
+    diagnoses = pd.read_csv(busy.folder / "diagnoses.csv")
+    onset = patients["id"].map(diagnoses[diagnoses["icd"] == "E11"].set_index("id")["day"])
+    ill = (onset <= patients["end"]).to_numpy()
+    days = np.minimum(onset.fillna(1000), patients["end"]).to_numpy() - patients["index"].to_numpy()
+    days = np.minimum(days, 365)
+    died = ~ill & (days < 365) & (patients["dead"] == 1).to_numpy()
+
+    def risk(deaths):
+        well, total = 1.0, 0.0
+        for day in np.unique(days):
+            at_risk, now = (days >= day).sum(), days == day
+            total += well * (ill & now).sum() / at_risk
+            well *= 1 - ((ill | (died & deaths)) & now).sum() / at_risk
+        return total
+
+    known = ill | died | (days == 365)
+    told = manifest["risks"]["diabetes"]
+    assert told["labelled"] == pytest.approx(ill[known].mean(), rel=5e-3)
+    assert told["estimated"] == pytest.approx(risk(True), rel=5e-3)
+    assert told["deaths_as_leaving"] == pytest.approx(risk(False), rel=5e-3)
+    assert told["estimated"] < told["deaths_as_leaving"]
+
+
+def test_deaths_that_are_declared_are_told_beside_the_risk_without_them(severe, leaving):
+    leaving(np.where(IDS % 2, 250, 1000), np.where(IDS % 10 == 1, 1, 0))
+    ((*_, message),) = severe("misstated risk", cohort__died="dead == 1")
+    assert "Aalen and Johansen's estimate of the risk is" in message
+    assert "(Kaplan and Meier's, which takes deaths for leaving," in message
+
+
+def test_few_who_are_followed_to_the_end_are_found(findings, leaving):
+    leaving(np.where(IDS % 100 == 0, 1000, 150 + IDS % 200), IDS % 4 == 0)
+    ((where, count, of, message),) = findings("few followed", cohort__died="dead == 'True'")
+    assert (where, of) == ("labels.diabetes", 300)
+    assert count <= 3
+    assert "take a shorter window" in message
+    assert findings("few followed", labels__diabetes__within_days=100) == []
+
+
+def test_where_few_are_ill_no_rate_is_told(busy, leaving):
+    leaving(np.where(IDS % 3 == 0, 200, 1000))
+    diagnoses = pd.read_csv(busy.folder / "diagnoses.csv")
+    ill = diagnoses.index[diagnoses["icd"] == "E11"]
+    busy.write(diagnoses=diagnoses.drop(ill[10:]))
+    manifest = check(busy.config(splits={"train": 0.34, "tuning": 0.33, "held_out": 0.33}))
+    assert manifest["risks"] == {}
+    assert not any(f["check"] == "misstated risk" for f in manifest["findings"])
+
+
+def test_what_is_told_of_follow_up_counts_no_few_in_what_leaves(busy, leaving):
+    leaving(np.where(IDS % 3 == 0, 200, 1000))
+    shown = shown_manifest(check(busy.config()), 11)
+    (found,) = [f for f in shown["findings"] if f["check"] == "misstated risk"]
+    assert (found["count"], found["of"], found["share"]) == ("–", 0, None)
+
+
+def test_a_feature_that_tells_who_died_is_refused(busy, leaving):
+    leaving(1000)
+    static = {"dead": {"column": "dead"}}
+    with pytest.raises(DataError, match="the feature would tell who died later"):
+        check(busy.config(cohort__died="dead == 1", features__static=static))

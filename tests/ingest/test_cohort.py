@@ -1,28 +1,37 @@
 """Who counts as ill, as well, or as unknown; and which split a subject is dealt to."""
 
+import math
 from collections import Counter
 
 import pytest
 
+from ehr_sn import survival
 from ehr_sn.errors import DataError
 from ehr_sn.ingest import cohort
 from ehr_sn.ingest.cohort import stage_splits
 
 # Prediction on day 100; the window of a year ends on day 465.
 PATIENTS = """
-id  index  end   age
-1   100    1000  50
-2   100    1000  50
-3   100    1000  50
-4   100    1000  50
-5   100    1000  50
-6   100    464   50
-7   100    465   50
-8   100    200   50
-9   100    1000  50
-10  100    .     50
-11  100    .     50
-12  100    464   50
+id  index  end   age  dead
+1   100    1000  50   0
+2   100    1000  50   0
+3   100    1000  50   0
+4   100    1000  50   0
+5   100    1000  50   0
+6   100    464   50   0
+7   100    465   50   0
+8   100    200   50   0
+9   100    1000  50   0
+10  100    .     50   0
+11  100    .     50   0
+12  100    464   50   0
+13  100    200   50   1
+14  100    200   50   1
+15  100    464   50   .
+16  100    1000  50   1
+17  100    100   50   1
+18  100    200   50   0
+19  100    200   50   0
 """
 DIAGNOSES = """
 id  day  icd
@@ -35,6 +44,9 @@ id  day  icd
 9   150  E11
 11  150  E11
 12  466  E11
+14  150  E11
+18  200.9  E11
+19  201  E11
 1   150  I10
 1   99   F17
 """
@@ -42,7 +54,8 @@ LABS = """
 id  day  test  x
 1   50   sbp   120
 """
-RECORDED_BEFORE, TOO_SHORT = None, None
+RECORDED_BEFORE, NO_FOLLOW_UP, LEFT, DIED = None, None, None, 0
+DEATHS = {"cohort__died": "dead == 1"}
 
 
 @pytest.fixture
@@ -53,28 +66,114 @@ def staged(hospital, stage):
 
 @pytest.mark.parametrize("include", [True, False])
 def test_an_incident_label_follows_its_rules_to_the_moment(staged, include):
-    found = staged(cohort__include_prediction_time=include)
+    found = staged(cohort__include_prediction_time=include, **DEATHS)
     assert found.labels() == {
         1: 0,  # another disease
         2: 1,
         3: RECORDED_BEFORE,  # exactly at the prediction time
         4: 1,  # at the window's last moment
         5: 0,  # ill, but later
-        6: TOO_SHORT,
+        6: LEFT,
         7: 0,  # followed exactly to the window's end
         8: 1,  # ill before follow-up ended
         9: RECORDED_BEFORE,
-        10: TOO_SHORT,  # not known to have been followed
-        11: 1,
-        12: TOO_SHORT,
+        10: NO_FOLLOW_UP,  # not known to have been followed
+        11: NO_FOLLOW_UP,  # though ill
+        12: LEFT,  # before falling ill
+        13: DIED,  # and will never fall ill
+        14: 1,  # before dying
+        15: LEFT,  # not known to have died
+        16: 0,  # died after the window
+        17: NO_FOLLOW_UP,  # died before the window began
+        18: 1,  # on the day on which follow-up ended, of which the time may not be known
+        19: LEFT,  # recorded after follow-up ended: of others nothing would be recorded then
     }
     assert found.attrition["diabetes"] == {
-        "rows": 12,
+        "rows": 19,
         "recorded_before": 2,
-        "followed_too_short": 3,
-        "eligible": 7,
-        "positive": 4,
+        "no_follow_up": 3,
+        "left_early": 4,
+        "eligible": 10,
+        "positive": 5,
     }
+
+
+def test_it_is_known_how_long_each_row_at_risk_was_followed(staged):
+    found = staged(**DEATHS)
+    never = dict.fromkeys((3, 9, 10, 11, 17))
+    whole = dict.fromkeys((1, 4, 5, 7, 16), 365)
+    partly = {2: 1, 6: 364, 8: 50, 12: 364, 13: 100, 14: 50, 15: 364, 18: 100.9, 19: 100}
+    assert found.days() == pytest.approx(never | whole | partly)
+    ended = dict(
+        found.rows("SELECT subject_id, ended FROM outcome_diabetes JOIN cohort USING (row)")
+    )
+    assert {who for who, how in ended.items() if how == survival.ILL} == {2, 4, 8, 14, 18}
+    assert {who for who, how in ended.items() if how == survival.DIED} == {13}
+    days, labels = found.days(), found.labels()
+    at_risk = [who for who in days if days[who] is not None]
+    status = survival.status_of(
+        [days[who] for who in at_risk],
+        [math.nan if labels[who] is None else labels[who] for who in at_risk],
+        365,
+    )
+    assert list(status) == [ended[who] for who in at_risk]
+
+
+def test_where_no_deaths_are_declared_who_died_has_left(staged):
+    found = staged()
+    assert found.labels()[13] is LEFT
+    assert found.attrition["diabetes"]["left_early"] == 5
+
+
+def test_of_complete_follow_up_nobody_counts_who_left(staged):
+    found = staged(labels__diabetes__censoring="complete", **DEATHS)
+    labels = found.labels()
+    assert {who for who, label in labels.items() if label == 1} == {2, 4, 14}
+    assert {who for who, label in labels.items() if label == 0} == {1, 5, 7, 13, 16}
+    assert found.attrition["diabetes"] == {
+        "rows": 19,
+        "recorded_before": 2,
+        "no_follow_up": 3,
+        "left_early": 6,  # also those who fell ill before: 8 and 18
+        "eligible": 8,
+        "positive": 3,
+    }
+    without = staged(labels__diabetes__censoring="complete")
+    assert {who for who, label in without.labels().items() if label == 1} == {2, 4}
+
+
+@pytest.mark.parametrize("deaths", [{}, DEATHS])
+def test_who_left_without_a_record_may_be_dropped_and_all_others_kept(staged, deaths):
+    found = staged(labels__diabetes__censoring="drop", **deaths)
+    labels = found.labels()
+    assert {who for who, label in labels.items() if label == 1} == {2, 4, 8, 11, 14, 18, 19}
+    assert {who for who, label in labels.items() if label == 0} == {1, 5, 7, 16}
+    assert found.attrition["diabetes"] == {
+        "rows": 19,
+        "recorded_before": 2,
+        "followed_too_short": 6,
+        "eligible": 11,
+        "positive": 7,
+    }
+    assert found.rows("SELECT * FROM duckdb_tables() WHERE table_name = 'follow_up'") == []
+
+
+def test_the_day_on_which_follow_up_ends_is_the_sites(hospital, stage):
+    hospital.draw(
+        patients="""id index end
+            1 2020-03-01 2020-04-01T12:00
+            2 2020-03-01 2020-04-01T12:00
+            3 2020-03-01 2020-04-01T12:00""",
+        labs="id day test x \n 1 2020-02-01 sbp 120",
+        diagnoses="""id day icd
+            1 2020-04-01T23:00 E11
+            2 2020-04-02T01:00 E11
+            3 2020-04-02T04:30Z E11""",
+    )
+    config = {"features__static": {}, "clock": {"unit": "timestamp"}}
+    assert stage(hospital.config(**config)).labels() == {1: 1, 2: None, 3: None}
+    config["clock"]["time_zone"] = "America/Los_Angeles"  # 3: at 21:30
+    assert stage(hospital.config(**config)).labels() == {1: 1, 2: None, 3: 1}
 
 
 def test_the_window_may_end_within_a_day(staged):
@@ -92,14 +191,15 @@ def test_a_disease_may_have_several_codes(staged):
 
 def test_a_prevalent_label_is_known_of_everyone(staged):
     found = staged(labels__diabetes={"codes": ["E11"], "prevalent": True})
-    assert found.labels() == {patient: int(patient in (3, 9)) for patient in range(1, 13)}
-    assert found.attrition["diabetes"] == {"rows": 12, "eligible": 12, "positive": 2}
+    assert found.labels() == {patient: int(patient in (3, 9)) for patient in range(1, 20)}
+    assert found.attrition["diabetes"] == {"rows": 19, "eligible": 19, "positive": 2}
 
 
 def test_follow_up_may_end_on_one_day_for_all(staged):
     found = staged(cohort__follow_up_end=465).labels()
     assert found[10] == found[6] == 0
-    assert staged(cohort__follow_up_end=464).attrition["diabetes"]["followed_too_short"] == 6
+    # All but who was ill by day 100, or falls ill by day 464: 3, 9; 2, 8, 11, 14, 18, 19.
+    assert staged(cohort__follow_up_end=464).attrition["diabetes"]["left_early"] == 11
 
 
 def test_labels_may_have_any_name_that_is_not_taken(staged):
@@ -170,7 +270,8 @@ def test_what_is_recorded_in_the_gap_is_neither_ill_nor_well(windowed):
         "rows": 10,
         "recorded_before": 3,
         "recorded_in_gap": 2,
-        "followed_too_short": 1,
+        "no_follow_up": 0,
+        "left_early": 1,
         "eligible": 4,
         "positive": 2,
     }
@@ -187,7 +288,7 @@ def test_only_records_in_the_washout_exclude(windowed):
 def test_of_a_recurrent_outcome_nothing_before_the_window_counts(windowed):
     labels, attrition = windowed(prior="ignored")
     assert labels == [0, 1, 1, 0, 1, 1, 1, 0, None, 0]
-    assert list(attrition) == ["rows", "followed_too_short", "eligible", "positive"]
+    assert list(attrition) == ["rows", "no_follow_up", "left_early", "eligible", "positive"]
 
 
 def test_a_window_may_end_at_a_time_of_the_row_and_is_then_followed_to_its_end(windowed):
@@ -282,11 +383,11 @@ def test_too_few_of_a_class_in_a_split_is_refused_with_counts_and_line(hospital,
 
 @pytest.fixture
 def given(hospital, stage):
-    """The splits that this table gives to the subjects drawn above."""
+    """The splits that this table gives to the first twelve of the subjects drawn above."""
 
     def deal_given(rows, **changes):
         hospital.draw(
-            patients=PATIENTS,
+            patients="\n".join(PATIENTS.splitlines()[:14]),
             labs=LABS,
             diagnoses=DIAGNOSES,
             subject_splits="id part\n" + "\n".join(rows),

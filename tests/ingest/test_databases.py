@@ -24,7 +24,7 @@ from ehr_sn.ingest.tables import connect, describe_sources, load_tables
 
 CONFIG = Path(__file__).parents[2] / "configs" / "simulated.yaml"
 TABLES = ("cohort", "measurement", "condition_occurrence")
-CONTENT = ("values", "mask", "labels", "splits")
+CONTENT = ("values", "mask", "labels", "splits", "follow_up")
 
 
 @contextmanager
@@ -48,6 +48,8 @@ def configured(omop, tmp_path, postgres, monkeypatch):
 
     def configure(table_of, **changes):
         content = yaml.safe_load(CONFIG.read_text())
+        for key in ("join", "died"):  # of a table by SQL
+            del content["cohort"][key]
         content |= {
             "data_dir": str(tmp_path / "stores"),
             "databases": {

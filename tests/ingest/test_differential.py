@@ -28,7 +28,7 @@ from ehr_sn.ingest.store import Store, ingest
 MORE = os.environ.get("EHR_SN_DIFFERENTIAL_EXAMPLES")  # drawn at random
 EXAMPLES = int(MORE or 36)
 JSON_NUMBER = r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?"
-CONTENT = ("values", "mask", "labels", "splits")
+CONTENT = ("values", "mask", "labels", "splits", "follow_up")
 HEADERS = {
     "patients": ("pid", "predicted_at", "last_seen"),
     "labs": ("pid", "taken_at", "test", "result", "unit", "specimen"),
@@ -54,6 +54,7 @@ class Case:
     gap_days: float
     washout_days: float | None
     prior: str
+    censoring: str
     with_units: bool
     plausible: bool
     names_specimens: bool
@@ -219,6 +220,7 @@ def cases(draw, told_in="files"):
         gap_days=draw(st.sampled_from((0, 1, 0.5))),
         washout_days=None,
         prior=draw(st.sampled_from(("excluded", "ignored"))),
+        censoring=draw(st.sampled_from(("ipcw", "ipcw", "complete", "drop"))),
         with_units=with_units,
         plausible=draw(st.booleans()),
         names_specimens=specimens != "none",
@@ -252,6 +254,7 @@ def every_cell():
         gap_days=0,
         washout_days=None,
         prior="excluded",
+        censoring="ipcw",
         with_units=False,
         plausible=False,
         names_specimens=False,
@@ -314,7 +317,7 @@ def content_of(case, tables):
     if not case.names_specimens:
         del labs["row_id"]
     label = {"codes": ["E11"], "within_days": case.within_days, "gap_days": case.gap_days}
-    label |= {"prior": case.prior}
+    label |= {"prior": case.prior, "censoring": case.censoring}
     if case.washout_days:
         label |= {"washout_days": case.washout_days}
     return {
@@ -357,12 +360,15 @@ def as_dictionaries(store):
     keys = store.read("values", ["subject_id", "prediction_time"]).to_pylist()
     values = store.read("values", store.feature_names).to_pylist()
     labels = store.read("labels", ["diabetes"]).column(0).to_pylist()
+    days = [None] * len(labels)
+    if (store.path / "follow_up.parquet").exists():
+        days = store.read("follow_up", ["diabetes"]).column(0).to_pylist()
     rows = {}
-    for key, row, of_row in zip(keys, values, labels, strict=True):
+    for key, row, *of_row in zip(keys, values, labels, days, strict=True):
         at = key["prediction_time"]
         at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
         kept = {n: v for n, v in row.items() if v is not None and not n.endswith(".slope")}
-        rows[str(key["subject_id"]), at] = (kept, of_row)
+        rows[str(key["subject_id"]), at] = (kept, tuple(of_row))
     assert len(rows) == len(keys)
     return rows
 
@@ -373,7 +379,7 @@ def assert_as_expected(found, wanted):
         of_row, its_label = found[row]
         assert of_row.keys() == features.keys(), row
         assert of_row == pytest.approx(features, rel=1e-6, abs=1e-9), row
-        assert its_label == label, row
+        assert its_label == pytest.approx(label), row
 
 
 # -- the routes ----------------------------------------------------------------------------------
@@ -756,7 +762,9 @@ def contents_by_csv(case):
     with folder_of() as folder:
         store = store_of(by_csv(case, folder), folder)
         assert_as_expected(as_dictionaries(store), expected(case))
-        return {name: (store.path / f"{name}.parquet").read_bytes() for name in CONTENT}
+        parts = [name for name in CONTENT if (store.path / f"{name}.parquet").exists()]
+        assert ("follow_up" in parts) == (case.censoring == "ipcw")
+        return {name: (store.path / f"{name}.parquet").read_bytes() for name in parts}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -132,7 +132,7 @@ def config_of(hospital, folder, **changes):
 
 
 def by_row(store, table):
-    keys = KEYS if table in ("values", "mask", "labels") else None
+    keys = None if table in ("splits", "quarantine") else KEYS
     frame = store.read(table).to_pandas()
     return frame.sort_values(keys or list(frame), ignore_index=True)
 
@@ -141,7 +141,7 @@ def test_many_shards_hold_what_one_holds_bit_for_bit(messy):
     one = Store(ingest(config_of(messy, "one")))
     many = Store(ingest(config_of(messy, "many"), prepare=small))
     assert one.fingerprint == many.fingerprint
-    for table in shards.TABLES:
+    for table in (*shards.TABLES, shards.FOLLOW_UP):
         parts = sorted(path.name for path in (many.path / table).iterdir())
         assert parts == [f"part-{shard:05}.parquet" for shard in range(len(parts))]
         assert len(parts) > 3
@@ -161,7 +161,7 @@ def test_every_kind_of_source_and_of_rule_comes_to_the_same_in_many_shards(ruled
     one = Store(ingest(config_of(ruled, "one")))
     many = Store(ingest(config_of(ruled, "many"), prepare=small))
     assert len(list((many.path / "values").iterdir())) > 3
-    for table in shards.TABLES:
+    for table in (*shards.TABLES, shards.FOLLOW_UP):
         pd.testing.assert_frame_equal(by_row(one, table), by_row(many, table), check_exact=True)
     said = [dict(store.manifest) for store in (one, many)]
     for manifest in said:
@@ -175,6 +175,27 @@ def test_every_kind_of_source_and_of_rule_comes_to_the_same_in_many_shards(ruled
     checks = {finding["check"] for finding in said[0]["findings"]}
     assert checks >= {"absent code", "event before birth", "left out", "unused code"}
     assert list((ruled.folder / "many" / "hospital").iterdir()) == [many.path]
+
+
+def test_risks_are_estimated_from_all_shards_together(busy):
+    patients = pd.read_csv(busy.folder / "patients.csv")
+    patients["end"] = 120 + (patients["id"] * 7) % 500
+    patients["dead"] = patients["id"] % 4 == 0
+    busy.write(patients=patients.astype({"dead": int}))
+    one, many = (
+        Store(ingest(config_of(busy, folder, cohort__died="dead == 1"), **how))
+        for folder, how in (("one", {}), ("many", {"prepare": small}))
+    )
+    assert len(list((many.path / "follow_up").iterdir())) > 3
+    assert one.manifest["risks"] == many.manifest["risks"]
+    risk = one.manifest["risks"]["diabetes"]
+    assert risk["estimated"] < risk["deaths_as_leaving"] < risk["labelled"]
+    assert one.manifest["findings"] == many.manifest["findings"]
+    of_one, of_many = (
+        dict(zip(s.read("values")["subject_id"].to_pylist(), s.follow_up()[:, 0], strict=True))
+        for s in (one, many)
+    )
+    assert of_one == pytest.approx(of_many, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +356,9 @@ def test_a_killed_ingest_redoes_only_what_was_not_finished(messy, monkeypatch):
     monkeypatch.setattr(shards, "_build", lambda *a: (built.append(a[3]), build(*a)))
     monkeypatch.setattr(shards, "_land", lambda *a: (landed.append(a), land(*a)))
     finished = Store(ingest(config, prepare=small))
-    assert sorted(built) == [shard for shard in range(len(whole) // 5) if shard >= 3]
+    assert sorted(built) == [
+        shard for shard in range(len(whole) // (len(shards.TABLES) + 1)) if shard >= 3
+    ]
     assert landed == []
     assert finished.manifest["files"] == whole
     assert [path.name for path in finished.path.parent.iterdir()] == [finished.fingerprint]

@@ -27,6 +27,7 @@ from ehr_sn.ingest.simulate import (
     simulate,
 )
 from ehr_sn.ingest.store import Store, check, ingest
+from ehr_sn.survival import censoring_weights
 
 CONFIG = Path(__file__).parents[2] / "configs" / "simulated.yaml"
 NAMES = [disease.name for disease in DISEASES]
@@ -222,6 +223,87 @@ def test_half_of_the_lost_have_died_when_follow_up_ends(tables):
     died = made["death"].set_index("person_id").death_date
     assert len(died) == pytest.approx(0.15 * 2_000, abs=60)
     assert (died == end[died.index]).all()
+
+
+def days_of_follow_up(made):
+    cohort = made["cohort"].set_index("subject_id")
+    start, end = (pd.to_datetime(cohort[f"cohort_{side}_date"]) for side in ("start", "end"))
+    return (end - start).dt.days
+
+
+def test_subjects_leave_at_the_rate_that_is_asked_for_and_the_rest_stays_as_it_is(tables):
+    plain, left = (tables(subjects=8_000, codes=1, lost=0, leaving=rate) for rate in (0, 0.1))
+    stayed = (days_of_follow_up(left) >= 1826).mean()
+    assert stayed == pytest.approx(np.exp(-0.1 * 5), abs=0.02)
+    assert len(left["death"]) == 0
+    for name in NAMES:
+        assert (left["truth"][f"true_{name}"] == plain["truth"][f"true_{name}"]).all()
+        assert (left["truth"][f"outcome_{name}"] == plain["truth"][f"outcome_{name}"]).all()
+    assert len(left["condition_occurrence"]) < len(plain["condition_occurrence"])
+
+
+@pytest.mark.parametrize("by_age", [-0.8, 0.0, 0.8])
+def test_leaving_may_depend_on_age(tables, by_age):
+    made = tables(subjects=8_000, codes=1, lost=0, leaving=0.1, leaving_by_age=by_age)
+    age = made["cohort"].set_index("subject_id").age
+    stayed = days_of_follow_up(made) >= 1826
+    for low, high in ((30, 40), (50, 60), (70, 80)):
+        of_age = age.between(low, high)
+        expected = np.exp(-0.5 * np.exp(by_age * (age[of_age] - 55) / 10)).mean()
+        assert stayed[of_age].mean() == pytest.approx(expected, abs=0.05)
+
+
+def test_deaths_come_before_some_diseases_and_the_truth_knows_it(tables):
+    plain, made = (tables(subjects=20_000, codes=1, lost=0, deaths=rate) for rate in (0, 0.03))
+    age = made["cohort"].age
+    died = made["cohort"].subject_id.isin(made["death"].person_id)
+    rate = 0.03 * 2 ** ((age - 55) / 8)
+    within = days_of_follow_up(made).to_numpy() < 1826
+    assert (died & within).mean() == pytest.approx((1 - np.exp(-5 * rate)).mean(), abs=0.01)
+    assert died[within].all()  # nobody leaves alive
+    end = made["cohort"].set_index("subject_id").cohort_end_date
+    death = made["death"].set_index("person_id").death_date
+    assert (death == end[death.index]).all()
+    lived = (1 - np.exp(-5 * rate)) / (5 * rate)  # P(no death before a time uniform in 5 years)
+    for disease in DISEASES:
+        true, outcome = (made["truth"][f"{kind}_{disease.name}"] for kind in ("true", "outcome"))
+        np.testing.assert_allclose(true / plain["truth"][f"true_{disease.name}"], lived, rtol=2e-3)
+        assert outcome.mean() == pytest.approx(true.mean(), abs=4 * np.sqrt(0.25 / 20_000) * 0.7)
+        assert (outcome <= plain["truth"][f"outcome_{disease.name}"]).all()
+        for kind in ("bayes", "bayes_observed"):
+            assert made["truth"][f"{kind}_{disease.name}"].mean() == pytest.approx(
+                true.mean(), abs=0.01
+            )
+
+
+def test_weights_by_age_make_up_for_informative_leaving(tmp_path):
+    """What is estimated from rows that left comes to the true risk in a world with deaths."""
+    knobs = {"leaving": 0.1, "leaving_by_age": 0.8, "deaths": 0.02}
+    folder = tmp_path / "data" / "simulated"
+    simulate(Simulation(subjects=12_000, codes=1, visits=1, lost=0, **knobs), folder)
+    content = yaml.safe_load(CONFIG.read_text())
+    content["features"]["measurements"] = {
+        "systolic_bp": content["features"]["measurements"]["systolic_bp"]
+    }
+    (tmp_path / "configs").mkdir()
+    path = tmp_path / "configs" / "simulated.yaml"
+    path.write_text(yaml.safe_dump({**content, "data_dir": str(tmp_path / "s")}, sort_keys=False))
+    store = Store(ingest(load_config(path)))
+    truth = pd.read_parquet(folder / "truth.parquet")
+    age = store.values()[:, [store.feature_names.index("age")]]
+    everyone = np.ones(len(age), dtype=bool)
+    for i, name in enumerate(store.diseases):
+        label, days, horizon = store.labels()[:, i], store.follow_up()[:, i], store.horizons[i]
+        known = ~np.isnan(label)
+
+        def weighted(covariates, label=label, days=days, horizon=horizon, known=known):
+            weights = censoring_weights(days, label, horizon, everyone, covariates)
+            return np.average(label[known], weights=weights[known])
+
+        risk = truth[f"outcome_{name}"].mean()
+        assert weighted(age) == pytest.approx(risk, abs=0.01)
+        assert abs(weighted(age) - risk) < abs(label[known].mean() - risk)
+    assert "misstated risk" in {f["check"] for f in store.manifest["findings"]}
 
 
 def test_each_concept_is_below_itself_and_below_its_standard_ones(tables):

@@ -20,6 +20,7 @@ FILES = {
     "values.parquet",
     "mask.parquet",
     "labels.parquet",
+    "follow_up.parquet",
     "splits.parquet",
     "quarantine.parquet",
     "manifest.json",
@@ -135,7 +136,9 @@ def test_the_manifest_names_sources_files_counts_and_versions(store):
     label = manifest["labels"]["diabetes"]
     eligible = store.labels()[~np.isnan(store.labels())]
     assert (label["eligible"], label["positive"]) == (len(eligible), eligible.sum())
-    assert label["rows"] == label["recorded_before"] + label["followed_too_short"] + len(eligible)
+    assert label["rows"] == sum(
+        label[rule] for rule in ("recorded_before", "no_follow_up", "left_early", "eligible")
+    )
     assert manifest["fingerprint"] == store.fingerprint == store.path.name
     assert manifest["rows"] == 300
     assert set(manifest["versions"]) == {"ehr-sn", "duckdb", "pyarrow"}
@@ -150,6 +153,46 @@ def test_check_says_what_the_store_would_and_writes_nothing(busy):
         manifest.pop("created_at")
     assert stored.pop("files")
     assert json.loads(json.dumps(checked)) == stored
+
+
+LABELS = {
+    "stayed": {"positive": "end > 500", "negative": "end <= 500"},
+    "diabetes": {"codes": ["E11"], "within_days": 365, "censoring_by": ["sbp.last", "age"]},
+    "dropped": {"codes": ["E11"], "within_days": 300, "censoring": "drop"},
+    "soon": {"codes": ["E11"], "within_days": 180.5},
+}
+
+
+def test_the_store_tells_how_long_rows_were_followed(busy):
+    patients = pd.read_csv(busy.folder / "patients.csv")
+    patients["end"] = np.where(patients["id"] % 3, 1000, 250)
+    busy.write(patients=patients)
+    store = Store(ingest(busy.config(labels=LABELS)))
+    assert store.diseases == list(LABELS)
+    assert store.horizons == [None, 365, None, 180.5]
+    assert store.censoring_by == [(), ("sbp.last", "age"), (), ()]
+    days = store.follow_up()
+    assert days.shape == store.labels().shape
+    assert np.isnan(days[:, [0, 2]]).all()
+    onset = patients["id"].map(
+        pd.read_csv(busy.folder / "diagnoses.csv").query("icd == 'E11'").set_index("id").day
+    )
+    left = np.minimum(onset.fillna(np.inf), patients["end"]) - patients["index"]
+    np.testing.assert_array_equal(days[:, 1], np.minimum(left, 365))
+    np.testing.assert_array_equal(days[:, 3], np.minimum(left, 180.5))
+    unknown = (left < 365) & ((onset > patients["end"]) | onset.isna())
+    np.testing.assert_array_equal(np.isnan(store.labels()[:, 1]), unknown)
+    said = store.manifest["censoring"]
+    assert list(said) == ["diabetes", "dropped", "soon"]
+    assert said["diabetes"] == said["soon"] != said["dropped"]
+
+
+def test_without_a_label_that_is_weighted_the_store_has_no_follow_up(busy):
+    store = Store(ingest(busy.config(labels__diabetes__censoring="drop")))
+    assert store.follow_up() is None
+    assert store.horizons == [None]
+    assert not (store.path / "follow_up.parquet").exists()
+    assert "follow_up.parquet" not in store.manifest["files"]
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):
@@ -177,6 +220,9 @@ def test_the_same_input_is_ingested_once(busy):
         {"features__lookback_days": 100},
         {"features__measurements__sbp__plausible": [40, 300]},
         {"labels__diabetes__within_days": 364},
+        {"labels__diabetes__censoring": "drop"},
+        {"labels__diabetes__censoring_by": ["age"]},
+        {"cohort__died": "end > 500"},
         {"splits__seed": 1},
         {"cohort__include_prediction_time": False},
         {"features__measurements": {"hdl": {}, "sbp": {}}},

@@ -194,6 +194,7 @@ def test_omop(make, omop, tmp_path):
     rows["since"] = pd.to_datetime(rows["subject"].map(period["observation_period_start_date"]))
     rows["to"] = pd.to_datetime(rows["subject"].map(period["observation_period_end_date"])) + DAY
     rows = rows[rows["t"] >= rows["since"] + 365 * DAY]
+    rows["died"] = rows["subject"].isin(tables["death"]["person_id"])  # on the period's last day
     assert store.manifest["rows"] == len(rows) > 3000
     age = (rows["t"] - rows["subject"].map(born)) / (365.25 * DAY)
     stored = values(store)
@@ -214,12 +215,14 @@ def test_omop(make, omop, tmp_path):
         below = above[above["ancestor_concept_id"].isin(ancestors)]["descendant_concept_id"]
         events = conditions[conditions["condition_concept_id"].isin(below)][["subject", "known"]]
         first = rows["subject"].map(events.groupby("subject")["known"].min())
-        expected = pd.Series(np.where(rows["to"] < rows["ends"], np.nan, 0.0), rows.index)
-        expected[first <= rows["ends"]] = 1
-        expected[first <= rows["begins"]] = np.nan
+        left = (rows["to"] < rows["ends"]) & ~rows["died"]
+        expected = pd.Series(np.where(left, np.nan, 0.0), rows.index)
+        expected[(first <= rows["ends"]) & (first <= rows["to"])] = 1
+        expected[(first <= rows["begins"]) | (rows["to"] <= rows["begins"])] = np.nan
         expected.index = pd.MultiIndex.from_frame(rows[["subject", "t"]])
         assert_same(labels(store)[disease].astype(float), expected)
         assert expected.sum() > 10
+        assert (expected == 0)[rows["died"].array].sum() > 10
 
     measured = tables["measurement"].rename(columns={"person_id": "subject"})
     measured["known"] = measured["measurement_datetime"]
@@ -460,21 +463,35 @@ def bulk_export(folder, patients=400, seed=0):
 
 def test_fhir(make, tmp_path):
     encounters, told, resources = bulk_export(tmp_path)
+    deceased = {}
+    for patient in resources["Patient"][::6]:
+        of_patient = encounters["subject"] == patient["id"]
+        death = encounters["t"][of_patient].max().normalize() + (3 + len(deceased) % 9) * DAY
+        patient["deceasedDateTime"] = f"{death:%Y-%m-%d}"
+        if len(deceased) % 9 <= 5:  # else so late that nothing is known of the time before
+            deceased[patient["id"]] = death + ENDED_EVERYWHERE
+        else:
+            deceased[patient["id"]] = pd.NaT
+    lines = "".join(json.dumps(patient) + "\n" for patient in resources["Patient"])
+    (tmp_path / "Patient.ndjson").write_text(lines)
     store = make(CONFIGS / "fhir.yaml", tmp_path)
     rows = encounters.drop_duplicates()
-    last = rows.groupby("subject")["t"].max()
+    last = rows.groupby("subject")["t"].max().dt.normalize() + ENDED_EVERYWHERE
+    died = rows["subject"].map(deceased)
     assert store.manifest["rows"] == len(rows)
     systolic = told[told["code"] == "systolic"].assign(
         known=lambda f: f["known"] + pd.Timedelta("1us")
     )
     assert_same(values(store)["systolic_bp.count"], counts(rows, systolic.drop_duplicates(), 1095))
     rows = rows.assign(begins=rows["t"] + DAY, ends=rows["t"] + 366 * DAY)
+    seen_to = died.fillna(rows["subject"].map(last))
     for disease, code in (("hypertension", "59621000"), ("diabetes", "E11.9")):
         first = rows["subject"].map(told[told["code"] == code].groupby("subject")["known"].min())
-        censored = rows["subject"].map(last) < rows["ends"]
-        expected = pd.Series(np.where(censored, np.nan, 0.0), rows.index)
-        expected[first <= rows["ends"]] = 1
-        expected[first <= rows["begins"]] = np.nan
+        left = (seen_to < rows["ends"]) & died.isna()
+        expected = pd.Series(np.where(left, np.nan, 0.0), rows.index)
+        expected[(first <= rows["ends"]) & (first.dt.normalize() <= seen_to)] = 1
+        expected[(first <= rows["begins"]) | (seen_to <= rows["begins"])] = np.nan
+        assert (expected == 0)[died.notna()].sum() > 10
         expected.index = pd.MultiIndex.from_frame(rows[["subject", "t"]])
         assert_same(labels(store)[disease].astype(float), expected)
     on_metformin = values(store)["history.metformin"].groupby("subject_id").max()
