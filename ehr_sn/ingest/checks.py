@@ -207,7 +207,8 @@ def count_all(
 ) -> Counts:
     """Count what the checks need of the staged tables; makes the table `code_counts`.
 
-    `code_counts`: source, code, events, numbers, subjects (no more than SMALLEST_GROUP)
+    `code_counts`: source, code, events, numbers, subjects (no more than SMALLEST_GROUP), and
+    `about`, how many subjects there are, to about 3 %
     """
     count_codes(db)
     noticed: dict[tuple[str, str, str], tuple[int, int]] = {}
@@ -239,9 +240,10 @@ def count_codes(db: duckdb.DuckDBPyConnection) -> None:
             HAVING subjects >= {SMALLEST_GROUP}),
         rare AS ({distinct} (FROM event_rows ANTI JOIN common USING (source, code_id))
             GROUP BY ALL),
-        every AS (SELECT source, code_id, count(*) AS events, count(numeric_value) AS numbers
+        every AS (SELECT source, code_id, count(*) AS events, count(numeric_value) AS numbers,
+                approx_count_distinct(subject_id)::BIGINT AS about
             FROM event_rows GROUP BY ALL)
-        SELECT source, code, events, numbers, least(subjects, {SMALLEST_GROUP}) AS subjects
+        SELECT source, code, events, numbers, least(subjects, {SMALLEST_GROUP}) AS subjects, about
         FROM every JOIN (FROM common UNION ALL FROM rare) USING (source, code_id)
         JOIN event_codes USING (code_id)"""
     )
@@ -269,6 +271,23 @@ def common_codes(
         if subjects >= SMALLEST_GROUP and len(told[source]["codes"]) < MOST_CODES:
             told[source]["codes"][code] = n
     return told
+
+
+def code_subjects(
+    rows: Iterable[tuple[str, str, int]], codes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, int]]:
+    """By source and code about how many subjects have it; of the `common_codes` alone.
+
+    Parameters
+    ----------
+    rows : source, code and `about` of `code_counts`; several of a code are added up
+    codes : what `common_codes` told
+    """
+    counts: dict[str, dict[str, int]] = {source: {} for source in codes}
+    for source, code, about in sorted(rows):
+        if code in codes[source]["codes"]:
+            counts[source][code] = counts[source].get(code, 0) + about
+    return counts
 
 
 def find_all(

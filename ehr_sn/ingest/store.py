@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from ehr_sn.config import Config, digest
 from ehr_sn.errors import DataError, DiskError
-from ehr_sn.ingest.checks import Counts, common_codes, find_all
+from ehr_sn.ingest.checks import Counts, code_subjects, common_codes, find_all
 from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.features import list_features
 from ehr_sn.ingest.folders import clear_abandoned, disk_errors
@@ -153,7 +153,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         db.execute(
             f"""CREATE TABLE code_counts AS
             SELECT source, code, sum(events)::BIGINT AS events, sum(numbers)::BIGINT AS numbers,
-                sum(subjects)::BIGINT AS subjects
+                sum(subjects)::BIGINT AS subjects, sum(about)::BIGINT AS about
             FROM read_parquet([{parts["code_counts"]}]) GROUP BY ALL"""
         )
         db.execute(
@@ -162,6 +162,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         )
         findings = find_all(db, config, features, counts, rows, cohort)
         codes = db.execute("SELECT source, code, events, subjects FROM code_counts").fetchall()
+        about = db.execute("SELECT source, code, about FROM code_counts").fetchall()
         held_in = dict(
             db.execute(
                 """SELECT key, list(DISTINCT source ORDER BY source)
@@ -174,6 +175,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
     event_rows = reduce(added, (shard["event_rows"] for shard in told))
     observed_rates = counts.features.observed / counts.features.rows
     events = {name: event_rows[name]["kept"] for name in config.tables if name in event_rows}
+    common = common_codes(codes, events)
     return {
         "dataset": config.dataset,
         "title": config.title,
@@ -195,7 +197,8 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
             name: source.as_dict() | {"rows": rows[name]} for name, source in sources.items()
         },
         "events": events,
-        "codes": common_codes(codes, events),
+        "codes": common,
+        "code_subjects": code_subjects(about, common),
         "event_rows": event_rows,
         "quarantined": [
             {"table": table, "action": action, "count": n}

@@ -427,15 +427,22 @@ def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str
         "calibration": calibrate.as_dict(),
         "figures": figures(tuning.y, mapped, tuning.ensemble),
         "training": _training(store, cell.split),
-        "scores": bins(calibrate(everyone)),  # whoever is scored later may be ill already, too
+        "scores": bins(  # whoever is scored later may be ill already, too
+            calibrate(everyone), np.unique(subjects, return_inverse=True)[1]
+        ),
     }
 
 
 @lru_cache(maxsize=1)
 def _training(store: Store, split: int) -> dict[str, Any]:
     """The same for every disease."""
-    rows = store.values()[store.splits()[:, split] == "train"]
-    return reference(rows, store.feature_names) | {"codes": store.manifest.get("codes")}
+    in_train = store.splits()[:, split] == "train"
+    subjects = store.read("values", ["subject_id"])["subject_id"].to_numpy()[in_train]
+    return reference(store.values()[in_train], store.feature_names, subjects) | {
+        "codes": store.manifest.get("codes"),
+        "code_subjects": store.manifest.get("code_subjects"),
+        "subjects": store.manifest["cohort"][-1]["subjects"],
+    }
 
 
 def figures(
