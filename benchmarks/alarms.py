@@ -1,17 +1,18 @@
 """Measure how often monitoring raises an alarm where nothing has drifted, and where something has.
 
 Rows are simulated of one known kind: in every ten features five lab values of one panel, each
-measured in 70 % of the rows; two flags, of 30 % and of 0.3 % of the rows; a count with 90 % zeros; a
-flag that is never set; and a value that 3 % of the rows have. Two diseases are scored, with labels
-drawn from the scores themselves, so that the models are calibrated. A training profile is made of
-`--training` rows, and the profile of the scores of a tenth as many; nights are counted and compared
-as `ehr-sn score` and `ehr-sn monitor` do, with the default limits; every 20 nights there is a new
-training. Of the nights of a table's row it says how many
+measured in 70 % of the rows; two flags, of 30 % and of 0.3 % of the rows; a count with 90 % zeros;
+a flag that is never set; and a value that 3 % of the rows have. Two diseases are scored, with
+labels drawn from the scores themselves, so that the models are calibrated. A training profile is
+made of `--training` rows, and the profile of the scores of a tenth as many; nights are counted and
+compared as `ehr-sn score` and `ehr-sn monitor` do, with the default limits; every 20 nights there
+is a new training. Of the nights of a row of the table it says how many
 
 - false: have any alarm, where nothing has drifted (wanted: at most `monitor.false_alarms`, 0.02);
   also where each subject has four rows that are all alike, without labels
-- shift: have an alarm of the values of one lab value whose mean has moved by half a standard deviation
-- unit: likewise, where one lab value is given in another unit, 18 times as small
+- shift: have an alarm of the values of the lab value whose mean has moved by half a standard
+  deviation
+- unit: likewise, where a lab value is given in another unit, 18 times as small
 - panel: have an alarm of the missing rate of a lab value whose panel is no longer sent
 
 with 95 % intervals (Wilson).
@@ -63,7 +64,7 @@ def main() -> None:
                 rng = np.random.default_rng([args.seed, features, rows, KINDS.index(kind)])
                 found.append(alarmed(rng, kind, rows, features, args.training, nights))
             table.add_row(*found)
-    Console(width=120).print(table)
+    Console(width=150).print(table)
 
 
 def alarmed(

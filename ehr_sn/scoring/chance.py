@@ -25,17 +25,17 @@ HIDDEN = SMALLEST_GROUP - 1
 def fisher(now: ArrayLike, n: int, then: ArrayLike, m: int) -> NDArray[np.float64]:
     """Two-sided p of Fisher's exact test: `now` of `n` rows against `then` of `m`, in [0, 1].
 
-    Twice the smaller tail, which is never less than the chance under no difference. `now` and
-    `then` broadcast; p has their shape.
+    Twice the tail on the side of the difference. `now` and `then` broadcast; p has their shape.
 
     >>> fisher([3, 0], 3, [1, 2], 3).round(3)
     array([0.4, 0.4])
     """
-    now, then = (np.rint(np.asarray(counts, dtype=np.float64)) for counts in (now, then))
-    drawn = now + then
-    least = hypergeom.cdf(now, n + m, drawn, n)
-    most = hypergeom.cdf(then, n + m, drawn, m)
-    return np.minimum(2 * np.minimum(least, most), 1.0)
+    now, then = np.broadcast_arrays(*(np.rint(np.asarray(each, float)) for each in (now, then)))
+    fewer = now * m < then * n
+    tail = hypergeom.cdf(
+        np.where(fewer, now, then), n + m, now + then, np.where(fewer, n, m)
+    )  # that few of the drawn are of these rows
+    return np.minimum(2 * tail, 1.0)
 
 
 def p_of_share(share: float, rows: float, then: float, known: dict[str, Any]) -> float:
@@ -56,12 +56,12 @@ def p_of_bins(counts: NDArray[np.float64], rows: float, then: dict[str, Any]) ->
 
     `rows` are as many as the night's would be worth if they were of different subjects.
 
-    Each bin, and all up to each edge, is held against the training by Fisher's test, and the ranks
-    by Wilcoxon's, which gets half of what chance is allowed; the others share the other half
-    (Bonferroni). Where edges are the training's own quantiles,
-    rows of one distribution fall between them as exchangeable spacings do, and the test is
-    conservative. Bins of which it is hidden how many training rows they hold, and those that have
-    taken these rows in, are given the share that makes the difference least.
+    All up to each edge, and each bin between two edges, is held against the training by Fisher's
+    test, and the ranks by Wilcoxon's, which gets half of what chance is allowed; the others share
+    the other half (Bonferroni). Where edges are the training's own quantiles, rows of one
+    distribution fall between them as exchangeable spacings do, and the test is conservative. Bins
+    of which it is hidden how many training rows they hold, and those that have taken these rows in,
+    are given the share that makes the difference least.
     """
     q, p = counts / counts.sum(), np.asarray(then["shares"])
     small = np.pad(p == 0, 1).astype(float)
@@ -69,9 +69,9 @@ def p_of_bins(counts: NDArray[np.float64], rows: float, then: dict[str, Any]) ->
     beside = hidden * (small[:-2] + small[2:])  # of a bin
     across = hidden * (small[1:-2] + small[2:-1])  # of an edge
     below = p.cumsum()[:-1]
-    now = np.concatenate([q.cumsum()[:-1], q if len(q) > 2 else []])
-    low = np.concatenate([below - across, p - beside if len(q) > 2 else []])
-    high = np.concatenate([below + across, p + hidden * small[1:-1] if len(q) > 2 else []])
+    now = np.concatenate([q.cumsum()[:-1], q[1:-1]])
+    low = np.concatenate([below - across, (p - beside)[1:-1]])
+    high = np.concatenate([below + across, (p + hidden * small[1:-1])[1:-1]])
     n, m = round(rows), effective(then)
     each = fisher(now * n, n, np.clip(np.clip(now, low, high), 0, 1) * m, m)
     return float(min(1.0, 2 * len(each) * each.min(), 2 * _p_of_ranks(q, p, n, m)))
