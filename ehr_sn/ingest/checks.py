@@ -22,6 +22,7 @@ from ehr_sn.ingest.cohort import classes_by_split
 from ehr_sn.ingest.features import Feature
 from ehr_sn.ingest.findings import SEVERITIES, Finding, Severity, by_share
 from ehr_sn.ingest.losses import DECLARED_FROM, Usable, lost
+from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.sentinels import (
     Held,
     Sentinel,
@@ -37,6 +38,7 @@ SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20
 MOST_CODES = 1000  # of a table, the commonest, that are kept to be compared with later ones
 COUNTED_FIRST = 100_000  # events, to find common codes among
+COUNTED_EXACTLY = 500_000  # events up to which each code's subjects are: of more it takes longer
 REPEATS_FROM = 0.99  # share of equal values from which a code is said to repeat another
 LONGEST_LAG = 800  # days before a label's first event in which other events may pile up
 NEAR = 7  # days before it on which they do, wherever it is recorded when it is found
@@ -208,7 +210,7 @@ def count_all(
     """Count what the checks need of the staged tables; makes the table `code_counts`.
 
     `code_counts`: source, code, events, numbers, subjects (no more than SMALLEST_GROUP), and
-    `about`, how many subjects there are, to about 3 %
+    `about`, how many subjects there are: exactly, or of many events to about 3 %
     """
     count_codes(db)
     noticed: dict[tuple[str, str, str], tuple[int, int]] = {}
@@ -234,6 +236,8 @@ def count_all(
 def count_codes(db: duckdb.DuckDBPyConnection) -> None:
     """Make `code_counts`. Most codes show in some events that they have subjects enough."""
     distinct = "SELECT source, code_id, count(DISTINCT subject_id) AS subjects FROM"
+    events = count(db, "SELECT count(*) FROM event_rows")
+    about = "approx_count_distinct({})" if events > COUNTED_EXACTLY else "count(DISTINCT {})"
     db.execute(
         f"""CREATE TABLE code_counts AS
         WITH common AS ({distinct} (FROM event_rows LIMIT {COUNTED_FIRST}) GROUP BY ALL
@@ -241,7 +245,7 @@ def count_codes(db: duckdb.DuckDBPyConnection) -> None:
         rare AS ({distinct} (FROM event_rows ANTI JOIN common USING (source, code_id))
             GROUP BY ALL),
         every AS (SELECT source, code_id, count(*) AS events, count(numeric_value) AS numbers,
-                approx_count_distinct(subject_id)::BIGINT AS about
+                {about.format("subject_id")}::BIGINT AS about
             FROM event_rows GROUP BY ALL)
         SELECT source, code, events, numbers, least(subjects, {SMALLEST_GROUP}) AS subjects, about
         FROM every JOIN (FROM common UNION ALL FROM rare) USING (source, code_id)

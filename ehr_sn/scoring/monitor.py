@@ -383,11 +383,9 @@ def _codes(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> Iterator
     if known is None:  # the model was trained before codes were kept, or on a wide table
         return
     for table, counts in now["codes"].items():
-        before = known.get(table, {"events": 0, "codes": {}})
-        subjects, subjects_then = (
-            told.get("code_subjects", {}) or {} for told in (now, then)
-        )  # of earlier versions: not there
-        if table not in subjects or (before["codes"] and table not in subjects_then):
+        nothing = {"events": 0, "codes": {}, "subjects": {}, "everyone": 1}
+        before = known.get(table, nothing)
+        if "subjects" not in counts or "subjects" not in before:
             reason = (
                 "scores or model are of an earlier version, which did not count the subjects of "
                 "each code: score again, or ingest, train and register again"
@@ -400,24 +398,19 @@ def _codes(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> Iterator
             by = max(then_share, now_share)
             if (then_share and now_share) or by <= rule.code_share:  # never an alarm
                 continue
+            n, m = counts["everyone"], before["everyone"]
             if now_share:
-                having = _at_least(subjects[table], code), _unknown(before)
+                having, had = ABOUT * counts["subjects"][code], min(_unknown(before), m)
+                differs = having / n > had / m
             else:
-                having = _unknown(counts), _at_least(subjects_then[table], code)
-            sizes = now["subjects"], then["subjects"]
-            part = [min(a, b) for a, b in zip(having, sizes, strict=True)]
-            p = float(fisher(part[0], sizes[0], part[1], sizes[1]))
-            if (part[0] / sizes[0] > part[1] / sizes[1]) != bool(now_share):
-                p = 1.0  # the bounds say nothing
+                having, had = min(_unknown(counts), n), ABOUT * before["subjects"][code]
+                differs = having / n < had / m
+            p = float(fisher(having, n, had, m)) if differs else 1.0
             what = "new code" if now_share else "vanished code"
             yield Drift(
                 what, f"{table}: {code}", then_share, now_share, by, rule.code_share, p,
                 rule.false_alarms,
             )  # fmt: skip
-
-
-def _at_least(subjects: dict[str, int], code: str) -> float:
-    return ABOUT * subjects[code]
 
 
 def _unknown(codes: dict[str, Any]) -> float:

@@ -438,10 +438,19 @@ def _training(store: Store, split: int) -> dict[str, Any]:
     """The same for every disease."""
     in_train = store.splits()[:, split] == "train"
     subjects = store.read("values", ["subject_id"])["subject_id"].to_numpy()[in_train]
-    return reference(store.values()[in_train], store.feature_names, subjects) | {
-        "codes": store.manifest.get("codes"),
-        "code_subjects": store.manifest.get("code_subjects"),
-        "subjects": store.manifest["cohort"][-1]["subjects"],
+    told = reference(store.values()[in_train], store.feature_names, subjects)
+    return told | {"codes": _codes(store.manifest)}
+
+
+def _codes(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """By table its events and those of its codes; how many subjects have each, and there are."""
+    codes: dict[str, Any] | None = manifest.get("codes")
+    if codes is None or "code_subjects" not in manifest:  # of a store of an earlier version
+        return codes
+    everyone = manifest["cohort"][-1]["subjects"]
+    return {
+        table: counts | {"subjects": manifest["code_subjects"][table], "everyone": everyone}
+        for table, counts in codes.items()
     }
 
 

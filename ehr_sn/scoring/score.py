@@ -443,13 +443,12 @@ def _profile(job: _Job, work: Work) -> dict[str, Any]:
         for name in told[0]["event_rows"]
     }
     rows = [row for shard in told for row in shard["codes"]]
-    codes = common_codes(((*row[:2], row[2], row[3]) for row in rows), kept)
-    now = reduce(added, (shard["profile"] for shard in told))
-    now |= {
-        "codes": codes,
-        "code_subjects": code_subjects(((*row[:2], row[4]) for row in rows), codes),
-        "subjects": reduce(added, (shard["cohort"] for shard in told))[-1]["subjects"],
-    }
+    codes = common_codes((tuple(row[:4]) for row in rows), kept)
+    subjects = code_subjects(((row[0], row[1], row[4]) for row in rows), codes)
+    everyone = reduce(added, (shard["cohort"] for shard in told))[-1]["subjects"]
+    for table, counts in codes.items():
+        counts |= {"subjects": subjects[table], "everyone": everyone}
+    now = reduce(added, (shard["profile"] for shard in told)) | {"codes": codes}
     return {"now": now, "then": expected(job.packages)}
 
 
