@@ -38,8 +38,9 @@ class Drift:
     then, now : what it was at the training, on training or tuning rows, and is in these scores;
         None where there is nothing to compare with
     by, limit : how far they differ, and how far they may
-    p : how often chance alone would make them differ so much or more; not told anywhere, for with
-        it a small count could be reckoned
+    p : how often chance alone would make them differ so much or more; 1 where they do not differ
+        beyond the limit, and so are not tested. It is not told anywhere: with it a small count
+        could be reckoned
     level : below which p chance does not explain it
     """
 
@@ -305,11 +306,11 @@ def _missing_rates(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> 
     for feature, missing in now["missing"].items():
         before = then["missing_rate"][feature]
         after = shown_share(missing / rows, rows, SMALLEST_GROUP)  # as `before` was made
-        p = p_of_share(missing / rows, tell, before, then)
+        by = abs(after - before)
+        p = p_of_share(missing / rows, tell, before, then) if by > rule.missing_rate else 1.0
         yield Drift(
-            "missing rate", feature, before, after, abs(after - before), rule.missing_rate, p,
-            rule.false_alarms,
-        )  # fmt: skip
+            "missing rate", feature, before, after, by, rule.missing_rate, p, rule.false_alarms
+        )
 
 
 def _distributions(
@@ -342,8 +343,9 @@ def _shifted(
         yield Unwatched(what, where, reason)
         return
     tell = worth(sum(counts), squares)
-    by = _difference(np.array(counts, dtype=np.float64), tell, then)
-    p = p_of_bins(np.array(counts, dtype=np.float64), tell, then)
+    held = np.array(counts, dtype=np.float64)
+    by = _difference(held, tell, then)
+    p = p_of_bins(held, tell, then) if by > rule.psi else 1.0
     yield Drift(what, where, None, None, by, rule.psi, p, rule.false_alarms)
 
 

@@ -117,23 +117,25 @@ def test_labels_that_cannot_be_used_are_counted_and_said_with_no_small_count_on_
     table = scores[["subject_id", "prediction_time", "disease"]].astype({"prediction_time": str})
     table["label"] = (np.random.default_rng(0).random(len(table)) < scores["probability"]) * 1
     table.loc[:19, "prediction_time"] = "01/01/20"
-    table.loc[20:22, "label"] = 7
+    table.loc[20:22, "subject_id"] = [1, 2, 3]
     table.to_csv("labels.csv", index=False)
     command = ["monitor", str(clinic.folder / "clinic.yaml"), "--scores", str(folder)]
     done = CliRunner().invoke(cli.app, [*command, "--labels", "labels.csv"])
     assert done.exit_code == 0, done.output
     assert "labels: 20 rows not used: prediction_time is not ISO 8601" in done.stderr
-    assert "labels: 3 rows not used: label is none of 1, 0, true" in done.stderr
+    assert "labels: 3 rows not used: subject was not scored" in done.stderr
+    assert f"labels: {len(table) - 23:,} of {len(table):,} rows met a score" in done.stderr
     page = Path("reports/clinic/monitoring.html").read_text()
     assert "labels: 20 rows not used" in page
-    assert "labels: &lt; 11 rows not used: label is none of" in page
+    assert "labels: &lt; 11 rows not used: subject was not scored" in page
     told = json.loads(Path("reports/clinic/monitoring.json").read_text())
-    assert len(told["warnings"]) == 2
+    assert len(told["warnings"]) == 3
     assert "3 rows" not in "".join(told["warnings"])
 
     table.assign(prediction_time="01/01/20").to_csv("labels.csv", index=False)
     with pytest.raises(DataError, match="no disease has 11 labels") as error:
         monitor(clinic.config, folder, Path("labels.csv"))
+    assert f"\n  labels: 0 of {len(table):,} rows met a score" in str(error.value)
     assert f"\n  labels: {len(table):,} rows not used: prediction_time is not" in str(error.value)
 
 
@@ -176,7 +178,7 @@ def test_the_command_ends_with_3_on_an_alarm_and_mlflow_keeps_a_step_each_time(
 def test_few_rows_or_no_scores_are_refused(clinic, models, write_tables, tmp_path: Path) -> None:
     write_tables(tmp_path, 40, seed=5)
     folder, _ = score(clinic.config, models, tmp_path / "scores", tmp_path)
-    with pytest.raises(DataError, match=r"40 rows, fewer than monitor\.min_rows \(100\)"):
+    with pytest.raises(DataError, match=r"40 rows, fewer than monitor\.min_rows \(50\)"):
         monitor(clinic.config, folder)
     with pytest.raises(DataError, match="holds no scores"):
         newest_scores(tmp_path / "data")
