@@ -91,6 +91,8 @@ def test_nothing_kept_names_anybody_or_is_for_others_and_small_counts_stay(
     assert [step["rule"] for step in store.manifest["cohort"]][:2] == ["read", "usable"]
     assert manifest["cohort"][0]["rule"] == "read, usable"
     assert manifest["cohort"][0]["rows"] == 900
+    assert store.manifest["code_subjects"]["diagnoses"]["E11"] > 0
+    assert "code_subjects" not in manifest
     aside = {"table": "people", "action": "row set aside"}
     assert aside | {"count": 3} in store.manifest["quarantined"]
     assert aside | {"count": "< 11"} in manifest["quarantined"]

@@ -436,6 +436,20 @@ def test_performance_is_on_the_pages_budget_and_what_has_no_estimate_is_not_watc
     assert json.loads(text)["outcomes"]["gout"]["calibration_slope"] is None
 
 
+def test_all_json_of_models_scores_and_monitoring_is_strict(
+    clinic, models, scored, tmp_path: Path
+) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    folder = scored()
+    _, data = write_page(clinic.config, monitor(clinic.config, folder), tmp_path)
+    files = [data, folder / "profile.json", folder / "summary.json"]
+    files += [model.package.folder / "package.json" for model in models]
+    for file in files:
+        json.loads(file.read_text(), parse_constant=refuse)
+
+
 def test_rows_of_one_subject_make_calibration_no_surer() -> None:
     rng = np.random.default_rng(0)
     p = rng.uniform(0.1, 0.9, 300)
