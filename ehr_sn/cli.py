@@ -370,18 +370,17 @@ def monitor(
     The exit code is 3 on an alarm. The limits are `monitor` in CONFIG.
     """
     from ehr_sn.scoring.monitor import monitor_and_record
-    from ehr_sn.scoring.outcomes import told
 
     loaded = load_config(config)
     output = output or Path("reports") / loaded.dataset
     found, (page, _) = monitor_and_record(loaded, scores, labels, output)
-    for said in told(found.unused):
+    for said in found.said_of_labels():
         _warn(said)
     for drift in found.alarms:
         out.print(f"alarm: {drift}", highlight=False, soft_wrap=True)
     out.print(
         f"{found.summary['rows']:,} rows, {len(found.drifts)} things watched, "
-        f"{len(found.alarms)} alarms: {page}",
+        f"{len(found.unwatched)} not, {len(found.alarms)} alarms: {page}",
         highlight=False,
         soft_wrap=True,
     )

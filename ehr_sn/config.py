@@ -1142,15 +1142,19 @@ class Monitor(StrictModel):
     share of a table's events that have a new code, or had one that is gone. Once labels are known:
     how far the AUROC may lie below that of the tuning rows, the calibration slope from 1, and the
     calibration intercept from 0. Fewer than `min_rows` rows are not judged.
+
+    These say what matters. What chance explains is no alarm either: `false_alarms` is how many
+    alarms a page may have on average where nothing has drifted, 0.02 being one in fifty pages.
     """
 
+    false_alarms: float = Field(0.02, gt=0, le=1)
     missing_rate: float = Field(0.1, gt=0, le=1)
-    psi: float = Field(0.25, gt=0)
+    psi: float = Field(0.1, gt=0)
     code_share: float = Field(0.02, gt=0, le=1)
     auroc_drop: float = Field(0.05, gt=0, le=0.5)
     calibration_slope: float = Field(0.25, gt=0)
     calibration_intercept: float = Field(0.25, gt=0)
-    min_rows: int = Field(100, ge=11)
+    min_rows: int = Field(50, ge=11)
 
 
 class Privacy(StrictModel):

@@ -330,7 +330,7 @@ def tracked(config: Config, store: Store, force: bool = False) -> Iterator[Track
             tags=_tags(store, run_hash)
             | {"ehr_sn.kind": "pipeline", "ehr_sn.training_hash": config.training_hash},
         )
-        told = shown_manifest(store.manifest, config.privacy.smallest_cell)
+        told = _shown(config, store)
         client.log_inputs(run.info.run_id, [_dataset_input(config, store)])
         _log(client, run.info.run_id, params=_parent_params(config, store))
         client.log_text(
@@ -862,8 +862,14 @@ def _parent_params(config: Config, store: Store) -> dict[str, Any]:
     }
 
 
+def _shown(config: Config, store: Store) -> dict[str, Any]:
+    """The store's manifest without small counts, and without exact ones that nobody looks at."""
+    kept = {name: told for name, told in store.manifest.items() if name != "code_subjects"}
+    return shown_manifest(kept, config.privacy.smallest_cell)
+
+
 def _dataset_input(config: Config, store: Store) -> DatasetInput:
-    manifest = shown_manifest(store.manifest, config.privacy.smallest_cell)
+    manifest = _shown(config, store)
     columns = [{"name": name, "type": "float"} for name in store.feature_names]
     dataset = Dataset(
         name=manifest["dataset"],

@@ -20,7 +20,11 @@ def compare(config_path: str, scores: str, labels: str | None, output: str) -> d
     for warning in found.warnings:
         get_run_logger().warning(warning)
     _show(found)
-    return {"rows": found.summary["rows"], "alarms": [str(alarm) for alarm in found.alarms]}
+    return {
+        "rows": found.summary["rows"],
+        "alarms": [str(alarm) for alarm in found.alarms],
+        "unwatched": [str(thing) for thing in found.unwatched],
+    }
 
 
 def _show(found: Monitored) -> None:
@@ -28,7 +32,11 @@ def _show(found: Monitored) -> None:
         {"what": d.what, "where": d.where, "by": round(d.by, 3), "limit": d.limit, "alarm": d.alarm}
         for d in sorted(found.drifts, key=lambda d: -d.by / d.limit)
     ]
-    create_table_artifact(rows[:50], key="drift", description=f"{len(found.alarms)} alarms")
+    create_table_artifact(
+        rows[:50],
+        key="drift",
+        description=f"{len(found.alarms)} alarms, {len(found.unwatched)} things not watched",
+    )
 
 
 @scheduled(name="monitor")

@@ -23,6 +23,7 @@ from ehr_sn.ingest.features import Feature
 from ehr_sn.ingest.findings import SEVERITIES, Finding, Severity, by_share
 from ehr_sn.ingest.follow_up import Ended, Risk, count_ended, follow_up_findings
 from ehr_sn.ingest.losses import DECLARED_FROM, Usable, lost
+from ehr_sn.ingest.notices import count
 from ehr_sn.ingest.sentinels import (
     Held,
     Sentinel,
@@ -38,6 +39,7 @@ SAMPLED_SUBJECTS = 2_000
 MIN_SHARED_MOMENTS = 20
 MOST_CODES = 1000  # of a table, the commonest, that are kept to be compared with later ones
 COUNTED_FIRST = 100_000  # events, to find common codes among
+COUNTED_EXACTLY = 500_000  # events up to which each code's subjects are: of more it takes longer
 REPEATS_FROM = 0.99  # share of equal values from which a code is said to repeat another
 LONGEST_LAG = 800  # days before a label's first event in which other events may pile up
 NEAR = 7  # days before it on which they do, wherever it is recorded when it is found
@@ -222,8 +224,9 @@ def count_all(
 
     - `coding_counts`: source, code_id, code, events, numbers; events of several codes once, as
       "a = b"
-    - `code_counts`: source, code, events, subjects (no more than SMALLEST_GROUP); such events once
-      under each of their codes
+    - `code_counts`: source, code, events, subjects (no more than SMALLEST_GROUP), and `about`, how
+      many subjects there are: exactly, or of many events to about 3 %; such events once under each
+      of their codes
     """
     count_codes(db)
     noticed: dict[tuple[str, str, str], tuple[int, int]] = {}
@@ -263,6 +266,8 @@ def count_codes(db: duckdb.DuckDBPyConnection) -> None:
         FROM (SELECT source, code_id, count(*) AS events, count(numeric_value) AS numbers
             FROM event_rows GROUP BY ALL) JOIN event_codes USING (code_id)"""
     )
+    events = count(db, "SELECT count(*) FROM event_rows")
+    about = "approx_count_distinct({})" if events > COUNTED_EXACTLY else "count(DISTINCT {})"
     db.execute(
         f"""CREATE TABLE code_counts AS
         WITH common AS ({distinct} (FROM each_code LIMIT {COUNTED_FIRST}) GROUP BY ALL
@@ -270,9 +275,12 @@ def count_codes(db: duckdb.DuckDBPyConnection) -> None:
         rare AS ({distinct} (FROM each_code ANTI JOIN common USING (source, code_id))
             GROUP BY ALL),
         every AS (SELECT source, {by_code}, sum(events)::BIGINT AS events
-            FROM coding_counts LEFT JOIN joint_codes USING (code_id) GROUP BY ALL)
-        SELECT source, code, events, least(subjects, {SMALLEST_GROUP}) AS subjects
-        FROM every JOIN (FROM common UNION ALL FROM rare) USING (source, code_id)
+            FROM coding_counts LEFT JOIN joint_codes USING (code_id) GROUP BY ALL),
+        estimated AS (SELECT source, code_id, {about.format("subject_id")}::BIGINT AS about
+            FROM each_code GROUP BY ALL)
+        SELECT source, code, events, least(subjects, {SMALLEST_GROUP}) AS subjects, about
+        FROM every JOIN estimated USING (source, code_id)
+        JOIN (FROM common UNION ALL FROM rare) USING (source, code_id)
         JOIN event_codes USING (code_id)"""
     )
 
@@ -299,6 +307,23 @@ def common_codes(
         if subjects >= SMALLEST_GROUP and len(told[source]["codes"]) < MOST_CODES:
             told[source]["codes"][code] = n
     return told
+
+
+def code_subjects(
+    rows: Iterable[tuple[str, str, int]], codes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, int]]:
+    """By source and code about how many subjects have it; of the `common_codes` alone.
+
+    Parameters
+    ----------
+    rows : source, code and `about` of `code_counts`; several of a code are added up
+    codes : what `common_codes` told
+    """
+    counts: dict[str, dict[str, int]] = {source: {} for source in codes}
+    for source, code, about in sorted(rows):
+        if code in codes[source]["codes"]:
+            counts[source][code] = counts[source].get(code, 0) + about
+    return counts
 
 
 def find_all(

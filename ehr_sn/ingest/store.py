@@ -23,11 +23,12 @@ from typing import IO, Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ehr_sn.config import Config, digest
 from ehr_sn.errors import DataError, DiskError
-from ehr_sn.ingest.checks import Counts, common_codes, find_all
+from ehr_sn.ingest.checks import Counts, code_subjects, common_codes, find_all
 from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.features import list_features
 from ehr_sn.ingest.folders import clear_abandoned, disk_errors
@@ -158,10 +159,13 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
             table: ", ".join(literal(str(work.codes(table, shard))) for shard in work.shards)
             for table in CODE_TABLES
         }
-        for table, counted in (("coding_counts", "numbers"), ("code_counts", "subjects")):
+        for table, counted in (
+            ("coding_counts", ("events", "numbers")),
+            ("code_counts", ("events", "subjects", "about")),
+        ):
+            sums = ", ".join(f"sum({name})::BIGINT AS {name}" for name in counted)
             db.execute(
-                f"""CREATE TABLE {table} AS SELECT source, code, sum(events)::BIGINT AS events,
-                    sum({counted})::BIGINT AS {counted}
+                f"""CREATE TABLE {table} AS SELECT source, code, {sums}
                 FROM read_parquet([{parts[table]}]) GROUP BY ALL"""
             )
         db.execute(
@@ -170,6 +174,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
         )
         findings = find_all(db, config, features, counts, rows, cohort, risks)
         codes = db.execute("SELECT source, code, events, subjects FROM code_counts").fetchall()
+        about = db.execute("SELECT source, code, about FROM code_counts").fetchall()
         held_in = dict(
             db.execute(
                 """SELECT key, list(DISTINCT source ORDER BY source)
@@ -182,6 +187,7 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
     event_rows = reduce(added, (shard["event_rows"] for shard in told))
     observed_rates = counts.features.observed / counts.features.rows
     events = {name: event_rows[name]["kept"] for name in config.tables if name in event_rows}
+    common = common_codes(codes, events)
     return {
         "dataset": config.dataset,
         "title": config.title,
@@ -208,7 +214,8 @@ def _manifest(config: Config, sources: dict[str, Source], work: Work) -> dict[st
             name: source.as_dict() | {"rows": rows[name]} for name, source in sources.items()
         },
         "events": events,
-        "codes": common_codes(codes, events),
+        "codes": common,
+        "code_subjects": code_subjects(about, common),
         "event_rows": event_rows,
         "quarantined": [
             {"table": table, "action": action, "count": n}
@@ -323,6 +330,11 @@ class Store:
         table = self.read("labels", self.diseases)
         return np.stack([c.cast(pa.float32()).to_numpy() for c in table.columns], axis=1)
 
+    def subjects(self) -> np.ndarray:
+        """(rows,) int64: each row's subject, numbered from 0."""
+        ids = self.read("values", ["subject_id"])["subject_id"]
+        return pc.rank(ids, tiebreaker="dense").to_numpy().astype(np.int64) - 1
+
     def follow_up(self) -> np.ndarray | None:
         """(rows, diseases) float64: days from the window's beginning to what ended it.
 
@@ -346,6 +358,12 @@ class Store:
             label["within_days"] if label.get("censoring") == "ipcw" else None
             for label in self._labels
         ]
+
+    @property
+    def censoring(self) -> dict[str, str]:
+        """Of each disease, what becomes of who leaves early: ipcw, complete or drop; else ""."""
+        labels = zip(self.diseases, self._labels, strict=True)
+        return {name: label.get("censoring") or "" for name, label in labels}
 
     @cached_property
     def censoring_by(self) -> list[tuple[str, ...]]:

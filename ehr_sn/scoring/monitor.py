@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logit
+from scipy.stats import t as student
 
 from ehr_sn import __version__, tracking
 from ehr_sn.config import SMALLEST_GROUP, Config, Monitor
@@ -20,20 +21,27 @@ from ehr_sn.evaluate.metrics import CLIP, calibration
 from ehr_sn.evaluate.report import templates
 from ehr_sn.evaluate.small_cells import shown_share
 from ehr_sn.evaluate.statistics import delong
+from ehr_sn.ingest.checks import MOST_CODES
+from ehr_sn.scoring.chance import HIDDEN, effective, fisher, p_of_bins, p_of_share, worth
 from ehr_sn.scoring.outcomes import Outcomes, is_store, read_outcomes, told
 from ehr_sn.scoring.profile import PROFILE
 from ehr_sn.scoring.registry import told as registry_faults
 
-SURE = 1.96  # standard errors
+ABOUT = 0.9  # of an approximate number of subjects, what there surely are
 
 
 @dataclass(frozen=True)
 class Drift:
     """One thing that is watched.
 
-    `then` is what it was at the training, on training or tuning rows, and `now` what it is in these
-    scores; None where there is nothing to compare with. `by` is how far they differ, in the terms
-    of `limit`; with `alarm`, further than that and than chance explains.
+    what, where : of which feature, disease, or code of which table
+    then, now : what it was at the training, on training or tuning rows, and is in these scores;
+        None where there is nothing to compare with
+    by, limit : how far they differ, and how far they may
+    p : how often chance alone would make them differ so much or more; 1 where they do not differ
+        beyond the limit, and so are not tested. It is not told anywhere: with it a small count
+        could be reckoned
+    level : below which p chance does not explain it
     """
 
     what: str
@@ -42,25 +50,52 @@ class Drift:
     now: float | None
     by: float
     limit: float
-    alarm: bool
+    p: float
+    level: float
+
+    @property
+    def beyond_chance(self) -> bool:
+        return bool(self.p < self.level)
+
+    @property
+    def alarm(self) -> bool:
+        """Further than its limit, and than chance explains."""
+        return bool(self.by > self.limit) and self.beyond_chance
 
     def __str__(self) -> str:
         name = f"{self.what} of {self.where}" if self.where else self.what
         values = "" if self.now is None else f": {_short(self.then)} → {_short(self.now)}"
         return f"{name}{values} (differs by {self.by:.3f}, limit {self.limit:g})"
 
+    def as_dict(self) -> dict[str, Any]:
+        names = ("what", "where", "then", "now", "by", "limit", "beyond_chance", "alarm")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Unwatched:
+    """One thing that cannot be watched, and why."""
+
+    what: str
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what} of {self.where}: {self.reason}" if self.where else self.reason
+
 
 @dataclass(frozen=True)
 class Monitored:
     """What was found in one folder of scores. `outcomes` is by disease, where labels are known.
 
-    `unused` counts, by reason, the rows of a table of labels that could not be used.
+    `known` says of a table of labels how many rows met a score, and why the others did not.
     """
 
     summary: dict[str, Any]
     drifts: tuple[Drift, ...]
+    unwatched: tuple[Unwatched, ...]
     outcomes: dict[str, dict[str, float]]
-    unused: dict[str, int]
+    known: Outcomes | None
     smallest_cell: int
 
     @cached_property
@@ -71,23 +106,37 @@ class Monitored:
     @property
     def warnings(self) -> list[str]:
         """What is to be said of the labels where everybody may read it: without small counts."""
-        return told(self.unused, self.smallest_cell)
+        return self.said_of_labels(self.smallest_cell)
+
+    def said_of_labels(self, smallest: int = 0) -> list[str]:
+        """What is to be said of a table of labels, without counts below `smallest`."""
+        known = self.known
+        return told(known.rows, known.met, known.unused, smallest) if known and known.rows else []
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "fingerprint": self.summary["fingerprint"],
-            "scored_at": self.summary["scored_at"],
-            "rows": self.summary["rows"],
-            "models": self.summary["models"],
-            "alarms": [str(drift) for drift in self.alarms],
-            "drifts": [asdict(drift) for drift in self.drifts],
-            "outcomes": self.outcomes,
-            "warnings": self.warnings,
-        }
+        """All of it, as JSON holds it: None where a number is not known or not finite."""
+        return plain(
+            {
+                "fingerprint": self.summary["fingerprint"],
+                "scored_at": self.summary["scored_at"],
+                "rows": self.summary["rows"],
+                "models": self.summary["models"],
+                "alarms": [str(drift) for drift in self.alarms],
+                "drifts": [drift.as_dict() for drift in self.drifts],
+                "unwatched": [vars(thing) for thing in self.unwatched],
+                "outcomes": self.outcomes,
+                "warnings": self.warnings,
+            }
+        )
 
     def metrics(self) -> dict[str, float]:
         """For MLflow: of each thing watched how far it has drifted, and what it is now."""
-        values: dict[str, float] = {"alarms": len(self.alarms), "rows": self.summary["rows"]}
+        values: dict[str, float] = {
+            "alarms": len(self.alarms),
+            "rows": self.summary["rows"],
+            "watched": len(self.drifts),
+            "unwatched": len(self.unwatched),
+        }
         for drift in self.drifts:
             name = "/".join(filter(None, (drift.what.replace(" ", "_"), drift.where)))
             values[f"drift_{name}"] = drift.by
@@ -105,21 +154,29 @@ def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitor
     labels : outcomes that have become known since: a store, or a table (Parquet or CSV) with the
         columns subject_id (the source's id, also where the scores have pseudonyms),
         prediction_time (ISO 8601, without an offset in UTC; not read in a data set without
-        prediction times), disease and label (1, 0, true, false, or empty). A row that cannot be
-        used is counted.
+        prediction times), disease and label (1, 0, true, false, or empty). A row that meets no
+        score is counted.
 
     Notes
     -----
-    Distributions are compared by the population stability index over the training's deciles,
+    There is an alarm where the difference is beyond its limit and p below the level of a test. The
+    level is `monitor.false_alarms` divided by how many things are watched: so many false alarms are
+    expected on a page at most, whatever they have to do with each other (Bonferroni).
+
+    Distributions differ by the population stability index over the training's bins,
     PSI = Σ (q − p) ln(q / p). Of rows from the same distribution it is (bins − 1)(1/n + 1/m) on
     average (B. Yurdakul, Statistical properties of population stability index, 2018), which is
-    taken off before it is held against its limit. Rates, AUROC and calibration raise an alarm where
-    their 95 % interval lies beyond the limit.
+    taken off. For p see `p_of_bins`, and for that of rates `p_of_share`. p of AUROC and calibration
+    is that of Student's t with one degree of freedom less than the smaller class has subjects.
+
+    Rows of one subject are not independent. All but AUROC and calibration are tested as if a
+    subject's rows were all alike (`worth`), on both sides.
 
     Raises
     ------
     DataError
-        There are no scores, too few rows of them, or a table's labels belong to none.
+        There are no scores, too few rows of them, or the labels are refused (see `read_outcomes`)
+        or belong to no score.
     """
     profile = _read(scores)
     rule = config.monitor
@@ -129,26 +186,45 @@ def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitor
             f"{scores}: holds {now['rows']:,} rows, fewer than monitor.min_rows ({rule.min_rows}): "
             "too few to judge"
         )
-    smallest = config.privacy.smallest_cell
     outcomes: dict[str, dict[str, float]] = {}
-    unused: dict[str, int] = {}
-    if labels is not None:
-        known = read_outcomes(config, scores, labels)
-        outcomes, unused = _by_disease(known), known.unused
-        if not outcomes and not is_store(labels):  # of which it is not said that they are of these
-            reasons = "".join(f"\n  {said}" for said in told(unused, smallest))
+    known = None if labels is None else read_outcomes(config, scores, labels)
+    smallest = config.privacy.smallest_cell
+    if labels is not None and known is not None:
+        outcomes = _by_disease(known)
+        if not outcomes and not is_store(labels):  # of which nobody said that they are of these
+            reasons = told(known.rows, known.met, known.unused, smallest)
             raise DataError(
                 f"{labels}: no disease has {SMALLEST_GROUP} labels of either class among these "
-                f"scores{reasons}"
+                "scores" + "".join(f"\n  {said}" for said in reasons)
             )
-    drifts = [
-        *_missing_rates(rule, now, then["training"]),
-        *_distributions(rule, now, then),
-        *_codes(rule, now, then["training"]),
-        *_performance(rule, outcomes, then["figures"]),
-    ]
+    drifts, unwatched = compare(rule, now, then, None if known is None else outcomes)
     summary = json.loads((scores / "summary.json").read_text())
-    return Monitored(summary, tuple(drifts), outcomes, unused, smallest)
+    return Monitored(summary, drifts, unwatched, outcomes, known, smallest)
+
+
+def compare(
+    rule: Monitor,
+    now: dict[str, Any],
+    then: dict[str, Any],
+    outcomes: dict[str, dict[str, float]] | None = None,
+) -> tuple[tuple[Drift, ...], tuple[Unwatched, ...]]:
+    """Compare what `Profile` counted with what was `expected`; see `monitor`.
+
+    `outcomes` are `judged` figures by disease; None where no labels are known yet.
+    """
+    training = then["training"]
+    found: list[Drift | Unwatched] = [
+        *_missing_rates(rule, now, training),
+        *_distributions(rule, now, then),
+        *_codes(rule, now, training),
+        *(() if outcomes is None else _performance(rule, outcomes, then["figures"])),
+    ]
+    drifts = [each for each in found if isinstance(each, Drift)]
+    level = rule.false_alarms / max(len(drifts), 1)
+    return (
+        tuple(replace(drift, level=level) for drift in drifts),
+        tuple(each for each in found if isinstance(each, Unwatched)),
+    )
 
 
 def monitor_and_record(
@@ -176,7 +252,7 @@ def write_page(config: Config, found: Monitored, folder: Path) -> list[Path]:
     page, data = folder / "monitoring.html", folder / "monitoring.json"
     template = templates().get_template("monitor.html.j2")
     page.write_text(template.render(config=config, found=found, version=__version__))
-    data.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+    data.write_text(json.dumps(found.as_dict(), indent=2, allow_nan=False) + "\n")
     return [page, data]
 
 
@@ -211,76 +287,165 @@ def psi(now: ArrayLike, then: ArrayLike) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
+def plain(told: Any) -> Any:
+    """The same, with None for each number that JSON has no word for.
+
+    >>> plain({"slope": float("nan"), "areas": [0.5, float("inf")]})
+    {'slope': None, 'areas': [0.5, None]}
+    """
+    if isinstance(told, dict):
+        return {name: plain(value) for name, value in told.items()}
+    if isinstance(told, list | tuple):
+        return [plain(value) for value in told]
+    return None if isinstance(told, float) and not np.isfinite(told) else told
+
+
 def _missing_rates(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> Iterator[Drift]:
     rows = now["rows"]
+    tell = worth(rows, now.get("squares"))
     for feature, missing in now["missing"].items():
         before = then["missing_rate"][feature]
         after = shown_share(missing / rows, rows, SMALLEST_GROUP)  # as `before` was made
         by = abs(after - before)
-        chance = SURE * np.sqrt(before * (1 - before) * (1 / rows + 1 / then["rows"]))
+        p = p_of_share(missing / rows, tell, before, then) if by > rule.missing_rate else 1.0
         yield Drift(
-            "missing rate", feature, before, after, by, rule.missing_rate,
-            bool(by - chance > rule.missing_rate),
-        )  # fmt: skip
+            "missing rate", feature, before, after, by, rule.missing_rate, p, rule.false_alarms
+        )
 
 
-def _distributions(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> Iterator[Drift]:
-    training = then["training"]
-    yield from _shifted(rule, "observed entries", "", now["observed"], training["observed"])
+def _distributions(
+    rule: Monitor, now: dict[str, Any], then: dict[str, Any]
+) -> Iterator[Drift | Unwatched]:
+    training, squares = then["training"], now.get("squares")
+    observed = now["observed"], training["observed"]
+    yield from _shifted(rule, "observed entries", "", *observed, squares)
+    of_values = now.get("value_squares", {})
     for feature, counts in now["values"].items():
-        yield from _shifted(rule, "values", feature, counts, training["values"][feature])
+        before = training["values"][feature]
+        yield from _shifted(rule, "values", feature, counts, before, of_values.get(feature))
     for disease, counts in now["scores"].items():
-        yield from _shifted(rule, "scores", disease, counts, then["scores"][disease])
+        yield from _shifted(rule, "scores", disease, counts, then["scores"][disease], squares)
 
 
 def _shifted(
-    rule: Monitor, what: str, where: str, counts: list[int], then: dict[str, Any]
-) -> Iterator[Drift]:
-    """Nothing where either side has too few values to tell."""
-    n = sum(counts)
-    if len(counts) < 2 or n < SMALLEST_GROUP:
+    rule: Monitor,
+    what: str,
+    where: str,
+    counts: list[int],
+    then: dict[str, Any],
+    squares: float | None = None,
+) -> Iterator[Drift | Unwatched]:
+    """Compare counts of bins with their shares at the training; see `worth` for `squares`.
+
+    Judged as if nothing else were watched.
+    """
+    if (reason := _why_unwatched(counts, then)) is not None:
+        yield Unwatched(what, where, reason)
         return
-    by_chance = (len(counts) - 1) * (1 / n + 1 / then["rows"])
-    by = max(psi(np.array(counts) / n, then["shares"]) - by_chance, 0.0)
-    yield Drift(what, where, None, None, by, rule.psi, by > rule.psi)
+    tell = worth(sum(counts), squares)
+    held = np.array(counts, dtype=np.float64)
+    by = _difference(held, tell, then)
+    p = p_of_bins(held, tell, then) if by > rule.psi else 1.0
+    yield Drift(what, where, None, None, by, rule.psi, p, rule.false_alarms)
 
 
-def _codes(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> Iterator[Drift]:
-    """Codes of many events that are new, or gone; by their share of their table's events."""
+def _why_unwatched(counts: list[int], then: dict[str, Any]) -> str | None:
+    if not then["shares"]:
+        return f"fewer than {SMALLEST_GROUP} training rows have a value"
+    if len(counts) < 2:
+        return (
+            "it did not vary in training, and the model is of an earlier version, which keeps no "
+            "bins of such values: register it again"
+        )
+    n = sum(counts)
+    return None if n >= SMALLEST_GROUP else f"fewer than {SMALLEST_GROUP} rows have a value"
+
+
+def _difference(counts: NDArray[np.float64], rows: float, then: dict[str, Any]) -> float:
+    """PSI less what chance gives. A bin that one side lacks counts there as half a row.
+
+    As up to 10 rows, if it is the training that says to have none, and so may hide them.
+    """
+    q, p = counts / counts.sum(), np.asarray(then["shares"])
+    q_seen = np.where(q == 0, np.minimum(0.5 / rows, p), q)
+    p_seen = np.where(p == 0, np.minimum(HIDDEN / then["rows"], q), p)
+    by_chance = (np.count_nonzero(p) - 1) * (1 / rows + 1 / effective(then))
+    return float(max(psi(q_seen, p_seen) - by_chance, 0.0))
+
+
+def _codes(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> Iterator[Drift | Unwatched]:
+    """Codes of many events that are new, or gone.
+
+    They differ by their share of their table's events, and are tested by the subjects who have
+    them, of all: one subject's events are not independent. A code that is not among those that are
+    kept may have 10 subjects nevertheless; and if as many codes are kept as ever are, as many as
+    the rarest of these has events.
+    """
     known = then.get("codes")
     if known is None:  # the model was trained before codes were kept, or on a wide table
         return
     for table, counts in now["codes"].items():
-        before = known.get(table, {"events": 0, "codes": {}})
+        nothing = {"events": 0, "codes": {}, "subjects": {}, "everyone": 1}
+        before = known.get(table, nothing)
+        if "subjects" not in counts or "subjects" not in before:
+            reason = (
+                "scores or model are of an earlier version, which did not count the subjects of "
+                "each code: score again, or ingest, train and register again"
+            )
+            yield Unwatched("codes", table, reason)
+            continue
         for code in sorted(counts["codes"].keys() | before["codes"].keys()):
             then_share = before["codes"].get(code, 0) / max(before["events"], 1)
             now_share = counts["codes"].get(code, 0) / max(counts["events"], 1)
-            if then_share and now_share:
-                continue
-            what = "new code" if now_share else "vanished code"
             by = max(then_share, now_share)
+            if (then_share and now_share) or by <= rule.code_share:  # never an alarm
+                continue
+            n, m = counts["everyone"], before["everyone"]
+            if now_share:
+                having, had = ABOUT * counts["subjects"][code], min(_unknown(before), m)
+                differs = having / n > had / m
+            else:
+                having, had = min(_unknown(counts), n), ABOUT * before["subjects"][code]
+                differs = having / n < had / m
+            p = float(fisher(having, n, had, m)) if differs else 1.0
+            what = "new code" if now_share else "vanished code"
             yield Drift(
-                what, f"{table}: {code}", then_share, now_share, by, rule.code_share,
-                by > rule.code_share,
+                what, f"{table}: {code}", then_share, now_share, by, rule.code_share, p,
+                rule.false_alarms,
             )  # fmt: skip
+
+
+def _unknown(codes: dict[str, Any]) -> float:
+    """At most so many subjects have a code that is not among those of the table."""
+    kept = codes["codes"].values()
+    return max(HIDDEN, min(kept)) if len(kept) >= MOST_CODES else HIDDEN
 
 
 def _performance(
     rule: Monitor, outcomes: dict[str, dict[str, float]], figures: dict[str, dict[str, float]]
-) -> Iterator[Drift]:
-    """What it was is known only as well as the tuning rows tell: they widen the interval."""
-    for disease, now in outcomes.items():
-        tuning = figures[disease]
-        sure = SURE * np.sqrt(1 + now["n"] / tuning["n"])
+) -> Iterator[Drift | Unwatched]:
+    """What it was is known only as well as the tuning rows tell: they widen the standard error."""
+    for disease, tuning in figures.items():
+        now = outcomes.get(disease)
+        if now is None:
+            reason = f"fewer than {SMALLEST_GROUP} labels of either class"
+            yield Unwatched("performance", disease, reason)
+            continue
+        widened = np.sqrt(1 + now["n"] / tuning["n"])
         for name, then, limit in (
             ("auroc", tuning["auroc"], rule.auroc_drop),
             ("calibration_slope", 1.0, rule.calibration_slope),
             ("calibration_intercept", 0.0, rule.calibration_intercept),
         ):
-            by = then - now[name] if name == "auroc" else abs(now[name] - then)
             what = "AUROC" if name == "auroc" else name.replace("_", " ")
-            alarm = bool(by - sure * now[f"{name}_se"] > limit)
-            yield Drift(what, disease, then, now[name], by, limit, alarm)
+            by = then - now[name] if name == "auroc" else abs(now[name] - then)
+            error = widened * now[f"{name}_se"]
+            if not (np.isfinite(by) and error > 0):
+                yield Unwatched(what, disease, "the labels and scores known allow no estimate")
+                continue
+            tails = 1 if name == "auroc" else 2
+            p = float(min(1.0, tails * student.sf(by / error, now["subjects_of_a_class"] - 1)))
+            yield Drift(what, disease, then, now[name], by, limit, p, rule.false_alarms)
 
 
 def _by_disease(known: Outcomes) -> dict[str, dict[str, float]]:
@@ -288,20 +453,28 @@ def _by_disease(known: Outcomes) -> dict[str, dict[str, float]]:
     found = {}
     for disease in np.unique(known.disease):
         of_it = known.disease == disease
-        y, p = known.positive[of_it], known.probability[of_it]
+        y, p, subject = known.positive[of_it], known.probability[of_it], known.subject[of_it]
         if min(y.sum(), (~y).sum()) >= SMALLEST_GROUP:
-            found[str(disease)] = _judged(y, p)
+            found[str(disease)] = judged(y, p, subject)
     return found
 
 
-def _judged(y: NDArray[np.bool_], p: NDArray[np.float64]) -> dict[str, float]:
+def judged(
+    y: NDArray[np.bool_], p: NDArray[np.float64], subject: NDArray[np.int64]
+) -> dict[str, float]:
+    """Figures of one disease whose labels are known; all of shape (rows,), 11 of either class.
+
+    `subject` are codes from 0 on. Standard errors of calibration are those of a calibrated model.
+    """
     area, found = delong(y, p), calibration(y, p)
     lp = logit(np.clip(p, CLIP, 1 - CLIP))
-    weight = p * (1 - p)  # of a calibrated model: what the alarm is to be told from
+    weight = p * (1 - p)
     centred = lp - np.average(lp, weights=weight)
+    classes = [len(np.unique(subject[of_class])) for of_class in (y, ~y)]
     return {
         "n": float(len(y)),
         "n_positive": float(y.sum()),
+        "subjects_of_a_class": float(min(classes)),
         "mean_prediction": float(p.mean()),
         "observed_rate": float(y.mean()),
         "auroc": area.value,
@@ -309,10 +482,24 @@ def _judged(y: NDArray[np.bool_], p: NDArray[np.float64]) -> dict[str, float]:
         "auroc_ci_low": area.ci_low,
         "auroc_ci_high": area.ci_high,
         "calibration_slope": found.slope,
-        "calibration_slope_se": float((weight * centred**2).sum() ** -0.5),
+        "calibration_slope_se": _error((y - p) * centred, weight * centred**2, subject),
         "calibration_intercept": found.intercept,
-        "calibration_intercept_se": float(weight.sum() ** -0.5),
+        "calibration_intercept_se": _error(y - p, weight, subject),
     }
+
+
+def _error(
+    score: NDArray[np.float64], information: NDArray[np.float64], subject: NDArray[np.int64]
+) -> float:
+    """Standard error of a maximum likelihood estimate, by subject; all of shape (rows,).
+
+    The model's, 1 / √Σ information; where subjects have several rows, the sandwich's with scores
+    added up by subject (K.-Y. Liang and S. L. Zeger, Biometrika 73:13, 1986) if that is larger.
+    """
+    total = information.sum()
+    meat = (np.bincount(subject, weights=score) ** 2).sum()
+    several = len(np.unique(subject)) < len(subject)
+    return float(np.sqrt(max(total, meat) if several else total) / total)
 
 
 def _read(scores: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Scores + labels that have become known → probability and label of each row that has both.
 
-A table of labels is somebody else's file: what a row means is never guessed. A row that cannot be
-used is set aside, and counted by its reason.
+A table of labels is somebody else's file: what a row means is never guessed. A label that is none
+refuses the table, and so do labels that contradict each other. A row that meets no score is set
+aside, and counted by its reason.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import duckdb
@@ -35,26 +36,34 @@ NOBODY = ("", "NA", "NULL", r"\N")  # written where a table has no subject
 NO_SUBJECT = "no subject_id"
 NO_TIME = "no prediction_time"
 NO_MOMENT = "prediction_time is not ISO 8601, such as 2026-11-22 or 2026-11-22T03:00+01:00"
-NO_LABEL = "label is none of 1, 0, true, false and empty"
 OTHER_DISEASE = "disease was not scored"
 OTHER_SUBJECT = "subject was not scored"
 OTHER_TIME = "subject was not scored at this prediction_time"
-CONTRADICTED = "another row of the same subject, time and disease has a different label"
 REPEATED = "repeats an earlier row"
 
-_DELIMITERS = (",", ";", "\t", "|")
+_DELIMITERS = (",", ";", "\t", "|")  # of two that fit alike, the first
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Scored rows whose label is known. `unused`: rows of the table that were set aside, by reason.
+    """Scored rows whose label is known; arrays of shape (n,).
 
-    Of a store, `unused` is empty: it may well hold more subjects than were scored.
+    disease, probability, positive : what was scored, the score, and what became of it
+    subject : codes from 0 on; rows of one subject have the same
+    rows, met : of the table, how many there are, and how many met a score, each once; a row that
+        did may have an empty label
+    unused : rows that met none or repeat another, by reason
+
+    Of a store, `rows` and `met` are 0 and `unused` is empty: it may well hold more subjects than
+    were scored.
     """
 
     disease: NDArray[np.object_]
     probability: NDArray[np.float64]
     positive: NDArray[np.bool_]
+    subject: NDArray[np.int64]
+    rows: int = 0
+    met: int = 0
     unused: dict[str, int] = field(default_factory=dict)
 
 
@@ -64,7 +73,8 @@ def read_outcomes(config: Config, scores: Path, labels: Path) -> Outcomes:
     Raises
     ------
     DataError
-        The labels are neither, or the table lacks a column.
+        The labels are neither, the table lacks a column, a label is none of 1, 0, true, false and
+        empty, or labels of the same subject, time and disease differ.
     """
     parts = sorted((scores / "scores").glob("*.parquet")) or [scores / "scores.parquet"]
     with tempfile.TemporaryDirectory(prefix="ehr-sn-") as spill, connect(Path(spill)) as db:
@@ -77,46 +87,62 @@ def read_outcomes(config: Config, scores: Path, labels: Path) -> Outcomes:
         timed = config.cohort.prediction_time is not None
         _read(db, labels, timed)
         _judge(db, config, timed)
+        _refuse(db, labels)
         usable = "SELECT subject, time, disease, label FROM judged WHERE reason IS NULL"
         found = _joined(db, usable, "subject_id", "prediction_time" if timed else "NULL")
         counted = db.execute(
-            """SELECT reason, count(*) FROM judged WHERE reason IS NOT NULL
-            GROUP BY 1 ORDER BY 2 DESC, 1"""
+            "SELECT reason, count(*) FROM judged GROUP BY 1 ORDER BY 2 DESC, 1"
         ).fetchall()
-    return Outcomes(found.disease, found.probability, found.positive, dict(counted))
+    unused = {reason: n for reason, n in counted if reason is not None}
+    rows = sum(n for _, n in counted)
+    return replace(found, rows=rows, met=rows - sum(unused.values()), unused=unused)
 
 
 def is_store(path: Path) -> bool:
     return (path / "manifest.json").is_file()
 
 
-def told(unused: Mapping[str, int], smallest: int = 0) -> list[str]:
-    """Say how many rows of a table of labels were not used, and why; no count below `smallest`.
+def told(rows: int, met: int, unused: Mapping[str, int], smallest: int = 0) -> list[str]:
+    """Say how many rows of a table of labels met a score, and why the others did not.
 
-    >>> told({"no prediction_time": 2000, "no subject_id": 1})
-    ['labels: 2,000 rows not used: no prediction_time', 'labels: 1 row not used: no subject_id']
-    >>> told({"no subject_id": 4}, smallest=11)
-    ['labels: < 11 rows not used: no subject_id']
+    No count below `smallest`, nor one that would tell it.
+
+    >>> told(9001, 7000, {"no prediction_time": 2000, "no subject_id": 1})
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ['labels: 7,000 of 9,001 rows met a score',
+     'labels: 2,000 rows not used: no prediction_time', 'labels: 1 row not used: no subject_id']
+    >>> told(9001, 8997, {"no subject_id": 4}, smallest=11)
+    ['labels: all but < 11 of 9,001 rows met a score', 'labels: < 11 rows not used: no subject_id']
     """
-    said = []
+    if is_small(rows - met, smallest):
+        share = f"all but < {smallest}"
+    else:
+        share = f"{met:,}" if not is_small(met, smallest) else f"< {smallest}"
+    said = [f"labels: {share} of {rows:,} rows met a score"]
     for reason, count in unused.items():
         if is_small(count, smallest):
-            rows = f"< {smallest} rows"
+            those = f"< {smallest} rows"
         else:
-            rows = "1 row" if count == 1 else f"{count:,} rows"
-        said.append(f"labels: {rows} not used: {reason}")
+            those = "1 row" if count == 1 else f"{count:,} rows"
+        said.append(f"labels: {those} not used: {reason}")
     return said
 
 
 def _joined(db: duckdb.DuckDBPyConnection, known: str, subject: str, time: str) -> Outcomes:
     """Join the scores with the SQL of known labels: subject, time, disease and label."""
     joined = db.execute(
-        f"""SELECT scored.disease, probability, label = 1 AS positive
+        f"""SELECT scored.disease, probability, label = 1 AS positive,
+            dense_rank() OVER (ORDER BY scored.subject_id) - 1 AS subject
         FROM scored JOIN ({known}) AS known ON known.subject = scored.{subject}
             AND known.time IS NOT DISTINCT FROM {time} AND known.disease = scored.disease
         WHERE label IS NOT NULL"""
     ).fetchnumpy()
-    return Outcomes(joined["disease"], joined["probability"], joined["positive"].astype(bool))
+    return Outcomes(
+        joined["disease"],
+        joined["probability"],
+        joined["positive"].astype(bool),
+        joined["subject"].astype(np.int64),
+    )
 
 
 def _of_store(labels: Path) -> str:
@@ -198,7 +224,10 @@ def _opened(db: duckdb.DuckDBPyConnection, labels: Path) -> tuple[str, dict[str,
 
 
 def _judge(db: duckdb.DuckDBPyConnection, config: Config, timed: bool) -> None:
-    """Make the table `judged`: subject, time, disease and label of each row, or a reason."""
+    """Make the table `judged`: row, subject, time, disease, label, and why it is of no use.
+
+    `reason` is NULL where it is of use; `no_label` and `contradicted` refuse the whole table.
+    """
     no_moment = f"""WHEN NOT time_given THEN {literal(NO_TIME)}
         WHEN time IS NULL THEN {literal(NO_MOMENT)}"""
     other_time = f"WHEN moment.prediction_time IS NULL THEN {literal(OTHER_TIME)}"
@@ -206,10 +235,9 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, timed: bool) -> None:
         f"""CREATE TABLE judged AS
         WITH read AS (SELECT *, {_subject(db, config)} AS subject FROM given),
         judged AS (
-            SELECT row, subject, time, disease, label, CASE
+            SELECT row, subject, time, disease, label, label_given, CASE
                 WHEN id IS NULL THEN {literal(NO_SUBJECT)}
                 {no_moment if timed else ""}
-                WHEN label_given AND label IS NULL THEN {literal(NO_LABEL)}
                 WHEN scored_disease IS NULL THEN {literal(OTHER_DISEASE)}
                 WHEN person.subject_id IS NULL THEN {literal(OTHER_SUBJECT)}
                 {other_time if timed else ""} END AS reason
@@ -220,13 +248,31 @@ def _judge(db: duckdb.DuckDBPyConnection, config: Config, timed: bool) -> None:
                 ON subject = person.subject_id
             LEFT JOIN (SELECT DISTINCT subject_id, prediction_time FROM scored) AS moment
                 ON {timed} AND subject = moment.subject_id AND time = moment.prediction_time)
-        SELECT subject, time, disease, label, CASE
-            WHEN reason IS NOT NULL OR label IS NULL THEN reason
-            WHEN min(label) OVER same <> max(label) OVER same THEN {literal(CONTRADICTED)}
-            WHEN row_number() OVER (same ORDER BY row) > 1 THEN {literal(REPEATED)} END AS reason
+        SELECT row, subject, time, disease, label,
+            label_given AND label IS NULL AS no_label,
+            subject IS NOT NULL AND disease IS NOT NULL AND (time IS NOT NULL OR NOT {timed})
+                AND min(label) OVER same <> max(label) OVER same AS contradicted,
+            CASE WHEN reason IS NOT NULL OR label IS NULL THEN reason
+                WHEN row_number() OVER of_known > 1 THEN {literal(REPEATED)} END AS reason
         FROM judged
-        WINDOW same AS (PARTITION BY subject, time, disease, reason, label IS NULL)"""
+        WINDOW same AS (PARTITION BY subject, time, disease),
+            of_known AS (PARTITION BY subject, time, disease, reason, label IS NULL ORDER BY row)"""
     )
+
+
+def _refuse(db: duckdb.DuckDBPyConnection, labels: Path) -> None:
+    """Refuse a table of which it is not known what became of some rows; no value is named."""
+    for flag, fault in (
+        ("no_label", "whose label is none of 1, 0, true, false and empty"),
+        ("contradicted", "whose label differs from another row's of the same subject, time and "
+         "disease"),
+    ):  # fmt: skip
+        ((n, first),) = db.execute(f"SELECT count(*), min(row) FROM judged WHERE {flag}").fetchall()
+        if n:
+            raise DataError(
+                f"{labels}: has {n:,} {'row' if n == 1 else 'rows'} {fault}; the first is row "
+                f"{first:,} below the header: mend the table"
+            )
 
 
 def _subject(db: duckdb.DuckDBPyConnection, config: Config) -> str:

@@ -427,15 +427,31 @@ def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str
         "calibration": calibrate.as_dict(),
         "figures": figures(tuning.y, mapped, tuning.ensemble),
         "training": _training(store, cell.split),
-        "scores": bins(calibrate(everyone)),  # whoever is scored later may be ill already, too
+        "scores": bins(  # whoever is scored later may be ill already, too
+            calibrate(everyone), np.unique(subjects, return_inverse=True)[1]
+        ),
     }
 
 
 @lru_cache(maxsize=1)
 def _training(store: Store, split: int) -> dict[str, Any]:
     """The same for every disease."""
-    rows = store.values()[store.splits()[:, split] == "train"]
-    return reference(rows, store.feature_names) | {"codes": store.manifest.get("codes")}
+    in_train = store.splits()[:, split] == "train"
+    subjects = store.read("values", ["subject_id"])["subject_id"].to_numpy()[in_train]
+    told = reference(store.values()[in_train], store.feature_names, subjects)
+    return told | {"codes": _codes(store.manifest)}
+
+
+def _codes(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """By table its events and those of its codes; how many subjects have each, and there are."""
+    codes: dict[str, Any] | None = manifest.get("codes")
+    if codes is None or "code_subjects" not in manifest:  # of a store of an earlier version
+        return codes
+    everyone = manifest["cohort"][-1]["subjects"]
+    return {
+        table: counts | {"subjects": manifest["code_subjects"][table], "everyone": everyone}
+        for table, counts in codes.items()
+    }
 
 
 def figures(

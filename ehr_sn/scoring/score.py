@@ -38,7 +38,7 @@ from ehr_sn import tracking
 from ehr_sn.config import Config, digest, read_stored
 from ehr_sn.errors import DataError, EhrSnError
 from ehr_sn.ingest.cells import SET_ASIDE, quarantine_counts
-from ehr_sn.ingest.checks import MOST_CODES, common_codes, count_codes
+from ehr_sn.ingest.checks import MOST_CODES, code_subjects, common_codes, count_codes
 from ehr_sn.ingest.databases import fetched
 from ehr_sn.ingest.events import require_events, stage_events
 from ehr_sn.ingest.features import feature_blocks, list_features
@@ -328,7 +328,8 @@ def _score_shard(
                 WHERE row >= {row} AND row < {row + len(block)} ORDER BY row"""
             ).to_arrow_table()
             scores = score_many(job.packages, values)
-            profile.add(values, scores)
+            subjects = keys["subject_id"].combine_chunks().dictionary_encode().indices
+            profile.add(values, scores, subjects.to_numpy())
             writer.write(keys, scores)
             row += len(block)
     aside = literal(str(scratch / "quarantine.parquet"))
@@ -356,11 +357,11 @@ def _score_shard(
     write_json(work.counted(shard), told)
 
 
-def _codes(db: duckdb.DuckDBPyConnection) -> list[tuple[str, str, int, int]]:
+def _codes(db: duckdb.DuckDBPyConnection) -> list[tuple[str, str, int, int, int]]:
     """The shard's commonest codes."""
     count_codes(db)
     return db.execute(
-        f"""SELECT source, code, events, subjects FROM code_counts
+        f"""SELECT source, code, events, subjects, about FROM code_counts
         ORDER BY events DESC, source, code LIMIT {10 * MOST_CODES}"""
     ).fetchall()
 
@@ -441,9 +442,14 @@ def _profile(job: _Job, work: Work) -> dict[str, Any]:
         name: sum(shard["event_rows"][name]["kept"] for shard in told)
         for name in told[0]["event_rows"]
     }
-    codes = common_codes((tuple(row) for shard in told for row in shard["codes"]), kept)
-    now = reduce(added, (shard["profile"] for shard in told))
-    return {"now": now | {"codes": codes}, "then": expected(job.packages)}
+    rows = [row for shard in told for row in shard["codes"]]
+    codes = common_codes((tuple(row[:4]) for row in rows), kept)
+    subjects = code_subjects(((row[0], row[1], row[4]) for row in rows), codes)
+    everyone = reduce(added, (shard["cohort"] for shard in told))[-1]["subjects"]
+    for table, counts in codes.items():
+        counts |= {"subjects": subjects[table], "everyone": everyone}
+    now = reduce(added, (shard["profile"] for shard in told)) | {"codes": codes}
+    return {"now": now, "then": expected(job.packages)}
 
 
 def _summary(job: _Job, moment: datetime, work: Work) -> dict[str, Any]:

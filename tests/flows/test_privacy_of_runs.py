@@ -6,15 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.ingest import ingest
+from flows.monitor import monitor
 from flows.pipeline import pipeline
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from typer.testing import CliRunner
 
 from ehr_sn import cli, tracking
 from ehr_sn.config import load_config
+from ehr_sn.errors import DataError
 from ehr_sn.ingest import shards
 from ehr_sn.ingest.store import Store
 from ehr_sn.scoring.registry import promote, register
@@ -88,6 +91,8 @@ def test_nothing_kept_names_anybody_or_is_for_others_and_small_counts_stay(
     assert [step["rule"] for step in store.manifest["cohort"]][:2] == ["read", "usable"]
     assert manifest["cohort"][0]["rule"] == "read, usable"
     assert manifest["cohort"][0]["rows"] == 900
+    assert store.manifest["code_subjects"]["diagnoses"]["E11"] > 0
+    assert "code_subjects" not in manifest
     aside = {"table": "people", "action": "row set aside"}
     assert aside | {"count": 3} in store.manifest["quarantined"]
     assert aside | {"count": "< 11"} in manifest["quarantined"]
@@ -116,6 +121,62 @@ def test_other_processes_write_for_the_owner_only_too(
     assert len(list((store / "values").iterdir())) > 1
     assert ids_in(Path("data")) == []
     assert open_to_others(Path("data")) == []
+
+
+MARK = "Zebra"  # in every cell of a table of labels that may hold text
+
+
+def marked_labels(folder: Path) -> list[Path]:
+    """Tables of labels, each with a fault of its own: no two of their cells may be repeated."""
+    header = f"subject_id,prediction_time,disease,label,{MARK}\n"
+    time, somebody = "2020-01-01T00:00", FIRST + 1004
+    sound = f"{somebody},{time},diabetes,1,{MARK}\n"
+    texts = {
+        "label": f"{sound}{somebody + 1},{time},diabetes,{MARK},\n",
+        "contradicted": f"{sound}{sound.replace(',1,', ',0,')}",
+        "nobody meets a score": f"{MARK},{MARK},{MARK},1,{MARK}\n{MARK},{time},diabetes,0,{MARK}\n",
+        "ragged": f"{sound}{MARK},{MARK},{MARK},{MARK},{MARK},{MARK}\n",
+        "quote": f'{sound}"{MARK},{MARK},{MARK},{MARK}\n',
+        "latin": f"{sound}{MARK}é,{time},diabetes,1,\n",
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.csv").write_bytes((header + text).encode("latin-1"))
+    (folder / "columns.csv").write_text(sound)
+    rows = {"subject_id": [somebody], "prediction_time": [time], "disease": [MARK], "label": ["1"]}
+    for name in rows:
+        odd = rows | {name: [{"of": MARK, "at": [MARK]}]}
+        pd.DataFrame(odd).to_parquet(folder / f"odd {name}.parquet")
+    return sorted(folder.iterdir())
+
+
+def test_no_refusal_of_labels_repeats_a_cell_anywhere(
+    keyed_clinic: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline(str(keyed_clinic))
+    config = load_config(keyed_clinic)
+    register(config, Store(Path(ingest(str(keyed_clinic)))))
+    promote(config, ["diabetes"])
+    folder, _ = score_with_champions(config, Path("scores"), diseases=["diabetes"])
+    (tables := tmp_path / "tables of labels").mkdir()
+    said = []
+    for path in marked_labels(tables):
+        with pytest.raises(DataError) as error:
+            monitor(str(keyed_clinic), str(folder), str(path))
+        done = CliRunner().invoke(
+            cli.app,
+            ["monitor", str(keyed_clinic), "--scores", str(folder), "--labels", str(path)],
+        )
+        assert done.exit_code == 1
+        said += [str(error.value), done.output, str(done.exception)]
+    said += [caplog.text]
+    database = Path(PREFECT_API_DATABASE_CONNECTION_URL.value().partition(":///")[2])
+    kept = [database, database.with_name(f"{database.name}-wal")]
+    kept += [path for name in ("mlruns", "reports") for path in Path(name).rglob("*.*")]
+    content = b"".join(path.read_bytes() for path in kept if path.is_file())
+    assert b"has 1 row whose label is none of" in content  # it is the right database
+    content += "".join(said).encode()
+    for sign in (MARK, str(FIRST + 1004), str(FIRST + 1005)):
+        assert sign.encode() not in content
 
 
 def artifact(run_id: str, name: str) -> str:

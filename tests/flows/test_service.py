@@ -126,7 +126,8 @@ def test_the_flows_log_who_has_no_champion_and_which_labels_are_of_no_use(
     scores = pd.read_parquet(Path(folder) / "scores.parquet")
     label = np.random.default_rng(0).random(len(scores)) < scores["probability"]
     table = scores[["subject_id", "prediction_time", "disease"]].assign(label=label * 1)
-    table.loc[:2, "label"] = 7
+    table.loc[:2, "prediction_time"] = None
     table.to_parquet("labels.parquet")
     monitor(str(small_clinic), folder, "labels.parquet")
-    assert "labels: < 11 rows not used: label is none of 1, 0, true, false" in caplog.text
+    assert f"labels: all but < 11 of {len(table):,} rows met a score" in caplog.text
+    assert "labels: < 11 rows not used: no prediction_time" in caplog.text

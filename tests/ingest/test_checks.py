@@ -8,7 +8,7 @@ import pytest
 
 from ehr_sn.errors import DataError
 from ehr_sn.evaluate.small_cells import shown_manifest
-from ehr_sn.ingest.checks import common_codes
+from ehr_sn.ingest.checks import code_subjects, common_codes
 from ehr_sn.ingest.store import check
 
 
@@ -322,6 +322,12 @@ def test_a_column_that_some_lack_is_no_fault_if_visits_play_no_part(busy, findin
     patients = pd.read_csv(busy.folder / "patients.csv").assign(weight=weight)
     busy.write(patients=patients)
     assert findings("known later", features__static={"weight": {"column": "weight"}}) == []
+
+
+def test_subjects_of_common_codes_add_up_over_shards() -> None:
+    common = common_codes([("labs", "a", 50, 20), ("labs", "rare", 9, 3)], {"labs": 59})
+    rows = [("labs", "a", 12), ("labs", "rare", 3), ("labs", "a", 8)]
+    assert code_subjects(rows, common) == {"labs": {"a": 20}}
 
 
 def test_common_codes_come_in_one_order_whatever_that_of_the_counts() -> None:

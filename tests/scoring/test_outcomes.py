@@ -155,11 +155,22 @@ def test_a_label_is_1_0_true_or_false(read: Read, label: str, positive: bool) ->
     assert (known(found), found.unused) == ({("diabetes", 0.1): positive}, {})
 
 
-def test_an_empty_label_is_unknown_and_any_other_is_counted(read: Read) -> None:
-    assert read(row(label="")).unused == {}
-    for label in ("2", "-1", "0.5", "10", "yes", "E11", "NA", "nan"):
-        found = read(row(label=label))
-        assert (known(found), found.unused) == ({}, {outcomes.NO_LABEL: 1})
+@pytest.mark.parametrize("label", ["2", "-1", "0.5", "10", "yes", "E11", "NA", "nan", "1e0"])
+def test_any_other_label_refuses_the_table_with_the_count_and_no_value(
+    read: Read, label: str
+) -> None:
+    rest = f"70,2020-01-01T02:00,diabetes,1\n71,,asthma,{label}\n"
+    said = r"labels\.csv: has 2 rows whose label is none of 1, 0, true, false and empty; the first "
+    with pytest.raises(DataError, match=said + "is row 1 below") as error:
+        read(row(label=label) + rest)
+    assert f"'{label}'" not in str(error.value)
+    with pytest.raises(DataError, match="has 1 row whose label"):
+        read(row() + f"9,2020-01-01T02:00,diabetes,{label}\n")
+
+
+def test_an_empty_label_is_unknown_and_meets_its_score(read: Read) -> None:
+    found = read(row(label=""))
+    assert (known(found), found.unused, found.met, found.rows) == ({}, {}, 1, 1)
     frame = pd.DataFrame({"subject_id": [6, 7], "label": [True, False], "disease": "diabetes"})
     frame["prediction_time"] = pd.Timestamp("2020-01-01 02:00")
     assert known(read(frame)) == {("diabetes", 0.0): True, ("diabetes", 0.1): False}
@@ -212,17 +223,56 @@ def test_who_or_what_was_not_scored_is_counted(read: Read) -> None:
         outcomes.OTHER_SUBJECT: 2,
         outcomes.OTHER_TIME: 1,
     }
+    assert (found.met, found.rows) == (1, 6)
 
 
-def test_labels_that_contradict_each_other_are_both_set_aside(read: Read) -> None:
+def test_labels_that_contradict_each_other_refuse_the_table(read: Read) -> None:
+    two = "6,2020-01-01T02:00,diabetes,1\n6.0,2020-01-01T03:00+01:00,diabetes,0\n"
+    said = "has 2 rows whose label differs from another row's of the same subject, time and disease"
+    with pytest.raises(DataError, match=said):
+        read(f"{HEADER}{two}7,2020-01-01T02:00,diabetes,1\n")
+    with pytest.raises(DataError, match="has 2 rows whose label differs"):  # nor where none is met
+        read(f"{HEADER}{two.replace('6', '66')}7,2020-01-01T02:00,diabetes,1\n")
+
+
+def test_a_label_that_is_there_twice_counts_once(read: Read) -> None:
     found = read(
-        f"{HEADER}6,2020-01-01T02:00,diabetes,1\n6.0,2020-01-01T03:00+01:00,diabetes,0\n"
-        "7,2020-01-01T02:00,diabetes,1\n7,2020-01-01 02:00,diabetes,true\n"
+        f"{HEADER}7,2020-01-01T02:00,diabetes,1\n7,2020-01-01 02:00,diabetes,true\n"
         "7,2020-01-01T02:00,diabetes,\n7,2020-01-01T02:00,gout,0\n"
+        "8,2020-01-01T02:00,diabetes,\n8,2020-01-01T02:00,diabetes,0\n"
     )
-    assert known(found) == SEVEN | {("gout", 0.1): False}
-    assert len(found.disease) == 2  # nobody counts twice
-    assert found.unused == {outcomes.CONTRADICTED: 2, outcomes.REPEATED: 1}
+    assert known(found) == SEVEN | {("gout", 0.1): False, ("diabetes", 0.2): False}
+    assert len(found.disease) == 3  # nobody counts twice
+    assert found.unused == {outcomes.REPEATED: 1}
+    assert (found.met, found.rows) == (5, 6)
+
+
+def test_rows_of_one_subject_are_told_by_their_code(read: Read) -> None:
+    found = read(
+        f"{HEADER}8,2020-01-01T02:00,gout,1\n7,2020-01-01T02:00,gout,0\n"
+        "7,2020-01-01T02:00,diabetes,1\n9,2020-01-01T02:00,diabetes,\n"
+    )
+    by_score = zip(found.probability, found.subject, strict=True)
+    assert sorted(by_score) == [(0.1, 0), (0.1, 0), (0.2, 1)]
+    assert found.subject.dtype == np.int64
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Kolkata", "Pacific/Kiritimati"])
+def test_the_time_zone_of_the_machine_changes_nothing(
+    read: Read, monkeypatch: pytest.MonkeyPatch, zone: str
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    for time in ("2020-01-01T02:00", "2020-01-01T04:00+02:00", "2019-12-31T23:00:00-03"):
+        assert known(read(row(time=time))) == SEVEN
+
+
+def test_the_delimiter_is_the_one_that_gives_most_of_the_columns_and_of_equals_the_first(
+    read: Read,
+) -> None:
+    header = HEADER.strip().replace(",", ";")
+    assert known(read(f"{header};a,b\n7;2020-01-01T02:00;diabetes;1;x,y\n")) == SEVEN
+    with pytest.raises(DataError, match="lacks prediction_time, disease, label"):
+        read("subject_id\n7\n")
 
 
 def test_a_data_set_without_prediction_times_needs_none(hospital, read: Read) -> None:
@@ -233,11 +283,10 @@ def test_a_data_set_without_prediction_times_needs_none(hospital, read: Read) ->
         cohort={"table": "patients", "subject_id": "id"},
         tables={"patients": {"path": "patients.csv"}},
     )
-    found = read("subject_id,disease,label\n7,diabetes,1\n8,diabetes,2\n", config)
-    assert (known(found), found.unused) == (SEVEN, {outcomes.NO_LABEL: 1})
+    assert known(read("subject_id,disease,label\n7,diabetes,1\n8,diabetes,\n", config)) == SEVEN
     assert known(read(row(time="12.3.2021"), config)) == SEVEN  # a column that is not asked for
-    both = read(f"{HEADER}7,2020-01-01,diabetes,1\n7,2021-01-01,diabetes,0\n", config)
-    assert (known(both), both.unused) == ({}, {outcomes.CONTRADICTED: 2})
+    with pytest.raises(DataError, match="has 2 rows whose label differs"):
+        read(f"{HEADER}7,2020-01-01,diabetes,1\n7,2021-01-01,diabetes,0\n", config)
     with pytest.raises(DataError, match=r"lacks label; give subject_id, disease, label, or a"):
         read("subject_id,disease\n7,diabetes\n", config)
     with pytest.raises(DataError, match="lacks prediction_time; give subject_id, prediction_time,"):

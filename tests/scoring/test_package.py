@@ -210,8 +210,9 @@ def test_it_says_what_it_was_trained_on_in_groups_of_eleven_or_more(clinic, pack
         known = column[~np.isnan(column)]
         assert bins["rows"] == len(known)
         assert sum(bins["shares"]) == pytest.approx(1)
-        assert min(bins["shares"]) * len(known) > 10.5
-        assert (np.array(bins["edges"]) < known.max()).all()
+        assert min(share for share in bins["shares"] if share) * len(known) > 10.5
+        beyond = known[known >= max(bins["edges"])]
+        assert len(beyond) >= 11  # nobody's value is an edge, unless 11 have it
     assert sum(about["scores"]["shares"]) == pytest.approx(1)
     assert about["scores"]["rows"] == (clinic.store.splits()[:, 0] == "tuning").sum()  # all of them
     glucose = next(f for f in about["features"] if f["name"] == "glucose.last")
