@@ -491,7 +491,9 @@ def show_real(config: Config, splits: int, seeds: int, mends: int, draws: int, t
             rows.append([f"calibration {name}, {which}: tuning", told(t, ".3f")])
             rows.append([f"calibration {name}, {which}: held-out", told(h, ".3f")])
     print_table(f"{config.dataset}: what follows", ["", "mean"], rows)
-    cases = [Case(f"{every - 1}, correlated so, {k} outcomes", correlation, k) for k in (1, 5)]
+    cases = [
+        Case(f"{every - 1}, correlated so, by the mean of {k}", correlation, k) for k in (1, 5)
+    ]
     show_promotion(config, cases, trials)
     if crossed:
         show_mends(config, store, whole, crossed, best)
@@ -548,8 +550,8 @@ def main() -> None:
     parts = ["noise", "promotion", "real"]
     add("--parts", nargs="+", default=parts, choices=parts)
     add("--sizes", type=int, nargs="+", default=[600, 2000], help="rows of noise")
-    add("--outcomes", type=int, default=5, help="outcomes of each table of noise")
-    add("--draws", type=int, default=200, help="sets of scores drawn for promotion")
+    add("--outcomes", type=int, default=4, help="outcomes of each table of noise")
+    add("--draws", type=int, default=100, help="sets of scores drawn for promotion")
     add("--splits", type=int, default=3, help="random splits of the configuration's data")
     add("--seeds", type=int, default=1, help="networks a comparison on the configuration's data")
     add("--bootstrap", type=int, default=10, help="draws to correct the choice by")
