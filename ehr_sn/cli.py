@@ -24,7 +24,7 @@ from rich.progress import MofNCompleteColumn, Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from ehr_sn import __version__
+from ehr_sn import __version__, strict_json
 from ehr_sn.config import DATA_ROOT, METHODS, NOTHING, Config, load_config
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.table import all_methods, explain, headline, plain_table
@@ -795,13 +795,13 @@ def _print_results(config: Path, json_file: Path | None, parent_id: str | None =
         err.print(f"{config} has changed since the run shown here.", style="yellow")
     results = parent.results()
     if json_file == Path("-"):
-        print(json.dumps(results, indent=2))
+        print(strict_json.dumps(results))
         return
     for table in (*headline(results), *all_methods(results)):
         out.print(table, "")
     out.print(explain(results), style="dim")
     if json_file is not None:
-        json_file.write_text(json.dumps(results, indent=2) + "\n")
+        json_file.write_text(strict_json.dumps(results) + "\n")
         err.print(f"Written: {json_file}")
 
 

@@ -1116,8 +1116,9 @@ class Scoring(StrictModel):
 class Promotion(StrictModel):
     """When a challenger becomes the champion: all of it judged on tuning rows.
 
-    Its AUROC is shown to lie above the champion's less `margin`; calibration slope and intercept
-    lie within bounds; and no feature gives the disease away by being there or not, but those that
+    Its AUROC is shown to lie above the champion's less `margin`, the more surely the more it was
+    chosen among, if its champion was chosen among fewer; calibration slope and intercept lie within
+    bounds; and no feature gives the disease away by being there or not, but those that
     `accept_leaks` names (by a feature, or a measurement for all its aggregates).
     """
 
@@ -1140,7 +1141,7 @@ class Monitor(StrictModel):
     `missing_rate`: a feature's missing rate, as a difference. `psi`: the population stability index
     of a feature's values, of the number of observed entries and of the scores. `code_share`: the
     share of a table's events that have a new code, or had one that is gone. Once labels are known:
-    how far the AUROC may lie below that of the tuning rows, the calibration slope from 1, and the
+    how far the AUROC may lie below that of the held-out rows, the calibration slope from 1, and the
     calibration intercept from 0. Fewer than `min_rows` rows are not judged.
 
     These say what matters. What chance explains is no alarm either: `false_alarms` is how many

@@ -32,11 +32,12 @@ from matplotlib.figure import Figure
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.tracking import MlflowClient
 
-from ehr_sn import __version__
+from ehr_sn import __version__, strict_json
 from ehr_sn.config import Config, RepresentationConfig, digest
 from ehr_sn.errors import EhrSnError
 from ehr_sn.evaluate.diagnostics import Diagnosis, asked_of, diagnose, leak_audit
 from ehr_sn.evaluate.figures import sparsity_bias_figure
+from ehr_sn.evaluate.intervals import FIGURES
 from ehr_sn.evaluate.plots import roc_and_calibration, seed_strip
 from ehr_sn.evaluate.report import Recorded
 from ehr_sn.evaluate.representation import activity_figure, error_table, units_table
@@ -75,6 +76,7 @@ DELTAS = (
     "delta_bootstrap_ci_low",
     "delta_bootstrap_ci_high",
 )
+ENDS = tuple(f"{name}_ci_{end}" for name in FIGURES for end in ("low", "high"))
 COLUMNS = (
     "params.`method`",
     "params.`architecture`",
@@ -160,7 +162,7 @@ class Tracker:
             self._log_result(
                 config,
                 store,
-                {"disease": result.disease} | params,
+                {"disease": result.disease, "censoring": store.censoring[result.disease]} | params,
                 result,
                 seconds,
                 _learning_curves(cells, i),
@@ -273,7 +275,7 @@ class Tracker:
         results = FinishedRun(self.client, self.client.get_run(self.parent_id)).results()
         title = f"{config.title or config.dataset}: AUROC on held-out subjects"
         self.client.log_figure(self.parent_id, seed_strip(results, title=title), "comparison.png")
-        self.client.log_text(self.parent_id, json.dumps(results, indent=2), "comparison.json")
+        self.client.log_text(self.parent_id, strict_json.dumps(results), "comparison.json")
         spent = {f"seconds_{name}": value for name, value in seconds.items()}
         audits = leak_audit(store, asked=asked_of(config, store))
         table = pd.DataFrame([row for audit in audits for row in audit.rows()])
@@ -679,6 +681,7 @@ def _as_result(client: MlflowClient, run: Run) -> dict[str, Any]:
         "brier": metrics["test_brier"],
         "calibration_slope": metrics["test_calibration_slope"],
         "calibration_intercept": metrics["test_calibration_intercept"],
+        **{end: metrics.get(f"test_{end}") for end in ENDS},
         **{name: metrics.get(name) for name in DELTAS},
         "impute_seconds": metrics["impute_seconds"],
         "fit_seconds": metrics["fit_seconds"],

@@ -1,7 +1,7 @@
 """Predictions → what a clinician asks: whom the model flags, what that gains, for whom.
 
 Everything takes a list of splits and gives the mean over them; intervals are as wide as those of
-one split (see `statistics.over_splits`).
+one split (see `statistics.over_splits`), and measure what varies from subject to subject.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +20,8 @@ from ehr_sn.errors import ConfigError, did_you_mean
 from ehr_sn.evaluate.metrics import (
     CLIP,
     Array,
+    Sample,
+    by_subject,
     calibration_in_the_large,
     checked,
     class_sizes,
@@ -26,8 +29,9 @@ from ehr_sn.evaluate.metrics import (
 from ehr_sn.evaluate.statistics import AUROC, Z95, delong, over_splits
 from ehr_sn.ingest.store import Store
 
-Split = tuple[ArrayLike, ArrayLike]
-"""Labels and probabilities of one split's rows, both (n,)."""
+Split = tuple[Any, ...]
+"""The parts of a `metrics.Sample`: of one split's rows the labels, probabilities and, where they
+are not simple, subjects and weights; all (n,)."""
 
 SENSITIVITIES = (0.95, 0.9, 0.8, 0.7, 0.5)
 AGE_EDGES = (40.0, 65.0, 80.0)
@@ -76,7 +80,7 @@ def net_benefit(y: ArrayLike, p: ArrayLike, threshold: float) -> float:
     """
     if not 0 < threshold < 1:
         raise ValueError(f"a threshold lies between 0 and 1, not at {threshold}")
-    return float(_benefits(y, p, threshold)[0].mean())
+    return float(_benefits(Sample(y, p), threshold)[0].mean())
 
 
 def decision_curve(splits: Sequence[Split], *, points: int = 60) -> DecisionCurve:
@@ -90,16 +94,17 @@ def decision_curve(splits: Sequence[Split], *, points: int = 60) -> DecisionCurv
     Net benefit is a mean over subjects, and so has the standard error of a mean: that to which a
     bootstrap of the subjects tends.
     """
-    highest = np.quantile(np.concatenate([np.asarray(p) for _, p in splits]), 0.99)
-    cases = float(np.mean(np.concatenate([np.asarray(y) for y, _ in splits]))) or 1.0
+    samples = [Sample(*split) for split in splits]
+    highest = np.quantile(np.concatenate([np.asarray(sample.p) for sample in samples]), 0.99)
+    cases = float(np.mean([sample.mean(sample.y) for sample in samples])) or 1.0
     first, last = min(0.01, cases / 10), np.clip(highest, min(0.02, 2 * cases), 0.99)
     thresholds = np.linspace(first, last, points)
     columns = []
     for threshold in thresholds:
-        parts = [_benefits(y, p, threshold) for y, p in splits]
-        model, se = _over_splits([benefit for benefit, _ in parts])
-        everybody, _ = _over_splits([of_all for _, of_all in parts])
-        gain, gain_se = _over_splits([benefit - of_all for benefit, of_all in parts])
+        parts = [_benefits(sample, threshold) for sample in samples]
+        model, se = _over_splits(samples, [benefit for benefit, _ in parts])
+        everybody, _ = _over_splits(samples, [of_all for _, of_all in parts])
+        gain, gain_se = _over_splits(samples, [benefit - of_all for benefit, of_all in parts])
         low, high = model - Z95 * se, model + Z95 * se
         columns.append((model, low, high, everybody, min(low, gain - Z95 * gain_se)))
     return DecisionCurve(
@@ -107,17 +112,18 @@ def decision_curve(splits: Sequence[Split], *, points: int = 60) -> DecisionCurv
     )
 
 
-def _benefits(y: ArrayLike, p: ArrayLike, threshold: float) -> tuple[Array, Array]:
-    """What each subject adds to the net benefit of the model, and to that of treating everybody."""
-    positive, p = checked(y, p, ndim=1, probabilities=True)
+def _benefits(sample: Sample, threshold: float) -> tuple[Array, Array]:
+    """What each row adds to the net benefit of the model, and to that of treating everybody."""
+    positive, p = checked(sample.y, sample.p, ndim=1, probabilities=True)
     of_all = np.where(positive, 1.0, -threshold / (1 - threshold))
     return of_all * (p >= threshold), of_all
 
 
-def _over_splits(parts: Sequence[Array]) -> tuple[float, float]:
-    """The mean over splits of a mean over subjects, and its standard error: that of one split."""
-    squares = [part.var() / part.size for part in parts]
-    return float(np.mean([part.mean() for part in parts])), float(np.sqrt(np.mean(squares)))
+def _over_splits(samples: Sequence[Sample], parts: Sequence[Array]) -> tuple[float, float]:
+    """The mean over splits of a mean over rows, and its standard error: that of one split."""
+    pairs = list(zip(samples, parts, strict=True))
+    squares = [sample.variance_of_mean(part) for sample, part in pairs]
+    return float(np.mean([s.mean(part) for s, part in pairs])), float(np.sqrt(np.mean(squares)))
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,25 @@ class Proportion:
         middle = (share + z2 / (2 * n)) / (1 + z2 / n)
         half = Z95 / (1 + z2 / n) * np.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
         return cls(float(share), float(max(0, middle - half)), float(min(1, middle + half)))
+
+    @classmethod
+    def over_splits(
+        cls, parts: Sequence[tuple[Sample, NDArray[np.bool_], NDArray[np.bool_]]]
+    ) -> Proportion:
+        """Of each split's rows (n,), which of them are among the base, and which of those count.
+
+        Where rows stand for others, or several are of one subject, the interval is that of as
+        many rows as would vary as much (E. L. Korn, B. I. Graubard, Surv Methodol 24:193, 1998).
+        """
+        counted, base, effective = [], [], []
+        for sample, of, counts in parts:
+            of_base = sample.where(of)
+            each = np.broadcast_to(sample.each, of.shape)
+            counted.append(each[of & counts].sum())
+            base.append(each[of].sum())
+            effective.append(_effective_rows(of_base, counts[of]))
+        k, n, rows = (float(np.mean(numbers)) for numbers in (counted, base, effective))
+        return cls.of(k, n) if rows == n else cls.of(k / n * rows if n else 0.0, rows)
 
     def __str__(self) -> str:
         if np.isnan(self.value):
@@ -177,43 +202,52 @@ def operating_points(
     >>> point.threshold, str(point.specificity), point.alerts_per_1000
     (0.5, '67% (21 to 94)', 600.0)
     """
+    samples = [Sample(*split) for split in held_out]
     points = []
     for aim in aims:
-        counts, thresholds = [], []
-        for for_choice, for_judging in zip(tuning, held_out, strict=True):
-            positive, p = checked(*for_choice, ndim=1, probabilities=True)
-            class_sizes(positive)
-            threshold = _highest_threshold(p[positive], aim)
-            positive, p = checked(*for_judging, ndim=1, probabilities=True)
-            flagged = p >= threshold
-            counts.append(
-                [
-                    (flagged & positive).sum(),
-                    (~flagged & positive).sum(),
-                    (flagged & ~positive).sum(),
-                    (~flagged & ~positive).sum(),
-                ]
-            )
-            thresholds.append(threshold)
-        tp, fn, fp, tn = np.mean(counts, axis=0).tolist()
+        thresholds, judged = [], []
+        for for_choice, sample in zip(tuning, samples, strict=True):
+            thresholds.append(_highest_threshold(Sample(*for_choice), aim))
+            positive, p = checked(sample.y, sample.p, ndim=1, probabilities=True)
+            judged.append((sample, positive, p >= thresholds[-1]))
+        everybody = [np.ones_like(positive) for _, positive, _ in judged]
+        alerts = [
+            (sample, of, flagged)
+            for (sample, _, flagged), of in zip(judged, everybody, strict=True)
+        ]
         points.append(
             OperatingPoint(
                 aim=aim,
                 threshold=float(np.mean(thresholds)),
-                sensitivity=Proportion.of(tp, tp + fn),
-                specificity=Proportion.of(tn, tn + fp),
-                ppv=Proportion.of(tp, tp + fp),
-                npv=Proportion.of(tn, tn + fn),
-                alerts_per_1000=1000 * (tp + fp) / (tp + fn + fp + tn),
+                sensitivity=Proportion.over_splits(judged),
+                specificity=Proportion.over_splits([(s, ~ill, ~flag) for s, ill, flag in judged]),
+                ppv=Proportion.over_splits([(s, flag, ill) for s, ill, flag in judged]),
+                npv=Proportion.over_splits([(s, ~flag, ~ill) for s, ill, flag in judged]),
+                alerts_per_1000=1000 * Proportion.over_splits(alerts).value,
             )
         )
     return points
 
 
-def _highest_threshold(p: Array, aim: float) -> float:
-    """The highest threshold from which on at least `aim` of the positives' predictions `p` lie."""
-    needed = max(1, int(np.ceil(aim * p.size - 1e-9)))  # 0.7 · 10 is not to be rounded up to 8
-    return float(np.sort(p)[-needed])
+def _highest_threshold(sample: Sample, aim: float) -> float:
+    """The highest threshold from which on at least `aim` of the positives' predictions lie."""
+    positive, p = checked(sample.y, sample.p, ndim=1, probabilities=True)
+    class_sizes(positive)
+    order = np.argsort(-p[positive], kind="stable")
+    reached = np.cumsum(np.broadcast_to(sample.each, p.shape)[positive][order])
+    place = np.searchsorted(reached, (aim - 1e-9) * reached[-1])  # 0.7 · 10 is not 8
+    return float(p[positive][order][place])
+
+
+def _effective_rows(sample: Sample, counts: NDArray[np.bool_]) -> float:
+    """As many independent rows as would give their share the variance that it has."""
+    if sample.simple:
+        return float(counts.size)
+    share, variance = sample.mean(counts), sample.variance_of_mean(counts)
+    if variance > 0:
+        return min(share * (1 - share) / variance, float(counts.size))
+    of_subjects = by_subject(np.broadcast_to(sample.each, counts.shape)[None], sample.owners)
+    return float(of_subjects.sum() ** 2 / np.square(of_subjects).sum())
 
 
 @dataclass(frozen=True)
@@ -291,45 +325,57 @@ def _values(column: Array) -> Iterator[tuple[str, NDArray[np.bool_]]]:
 
 
 def by_group(
-    splits: Sequence[tuple[ArrayLike, ArrayLike, NDArray[np.intp]]],
+    splits: Sequence[tuple[Any, ...]],
     groups: Mapping[str, Mapping[str, NDArray[np.bool_]]],
     smallest: int = SMALLEST_GROUP,
 ) -> list[GroupResult]:
     """How a model does in each group; levels of fewer than `smallest` subjects are left out.
 
     `splits` holds for each split its labels (n,), probabilities (n,) and row numbers (n,), which
-    are the places of its subjects in a level's mask of all rows.
+    are the places of its rows in a level's mask of all rows; and, where they are not simple, its
+    subjects (n,) and weights (n,), as in `metrics.Sample`.
     """
     results = []
     for group, levels in groups.items():
         for level, member in levels.items():
-            parts = []
-            for labels, probability, rows in splits:
-                here = member[rows]
-                parts.append((np.asarray(labels)[here], np.asarray(probability)[here]))
-            n = float(np.mean([len(y) for y, _ in parts]))
-            known = [(y, p) for y, p in parts if 2 <= y.sum() <= len(y) - 2]
-            if n >= smallest:
+            parts = [Sample(y, p, *more).where(member[rows]) for y, p, rows, *more in splits]
+            n, subjects = (
+                float(np.mean(counts))
+                for counts in (
+                    [len(s.owners) for s in parts],
+                    [len(np.unique(s.owners)) for s in parts],
+                )
+            )
+            known = [sample for sample in parts if min(sample.subjects_by_class) >= 2]
+            if subjects >= smallest:
                 results.append(
                     GroupResult(
                         group=group,
                         level=level,
                         n=round(n),
-                        n_positive=round(np.mean([y.sum() for y, _ in parts])),
-                        auroc=over_splits([delong(y, p) for y, p in known]) if known else None,
+                        n_positive=round(np.mean([np.sum(sample.y) for sample in parts])),
+                        auroc=over_splits([delong(*sample) for sample in known]) if known else None,
                         in_the_large=_in_the_large(known) if known else None,
                     )
                 )
     return results
 
 
-def _in_the_large(splits: Sequence[tuple[Array, Array]]) -> tuple[float, float, float]:
-    """Calibration-in-the-large and its 95% interval, from the likelihood's curvature."""
+def _in_the_large(samples: Sequence[Sample]) -> tuple[float, float, float]:
+    """Calibration-in-the-large and its 95% interval, from the likelihood's curvature.
+
+    Where rows stand for others, or several are of one subject, from the score of each subject, too.
+    """
     values, variances = [], []
-    for y, p in splits:
-        a = calibration_in_the_large(y, p)
+    for sample in samples:
+        positive, p = checked(sample.y, sample.p, ndim=1, probabilities=True)
+        a = calibration_in_the_large(positive, p, sample.weight)
         risk = expit(a + logit(np.clip(p, CLIP, 1 - CLIP)))
         values.append(a)
-        variances.append(1 / (risk * (1 - risk)).sum())
+        variance = 1 / (sample.each * risk * (1 - risk)).sum()
+        if not sample.simple:
+            score = by_subject((sample.each * (positive - risk))[None], sample.owners)
+            variance = variance**2 * np.square(score).sum()
+        variances.append(variance)
     mean, se = float(np.mean(values)), float(np.sqrt(np.mean(variances)))
     return mean, mean - Z95 * se, mean + Z95 * se

@@ -21,7 +21,9 @@ from ehr_sn.errors import ConfigError, did_you_mean
 from ehr_sn.evaluate.metrics import (
     CLIP,
     Array,
+    Sample,
     auroc,
+    by_subject,
     calibration,
     calibration_in_the_large,
     checked,
@@ -33,6 +35,7 @@ from ehr_sn.missing import get_state
 from ehr_sn.missing.amputate import Amputation, Mechanism
 from ehr_sn.models.predict import Predict, load_predictor
 from ehr_sn.models.train import Cell, Comparison, HeldOut
+from ehr_sn.models.weights import Weights, taken, weights
 
 BINS = 5
 RATES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -92,15 +95,16 @@ class SparsityBias:
         return {f"{prefix}_{name}": float(getattr(self, name)) for name in (*names, *unexplained)}
 
 
-def sparsity_bias(splits: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]]) -> SparsityBias:
+def sparsity_bias(splits: Sequence[tuple[Any, ...]]) -> SparsityBias:
     """Relate predictions and outcomes to how much of each subject is observed.
 
     Parameters
     ----------
-    splits : list of (y, p, observed)
-        For each split its held-out labels, probabilities and numbers of observed entries, all (n,).
-        What is returned is the mean over the splits, whose common bins are quantiles of the number;
-        the interval is as wide as that of one split (see `statistics.over_splits`).
+    splits : list of (y, p, observed), or (y, p, observed, subject, weight)
+        For each split its held-out labels, probabilities and numbers of observed entries, whose
+        each row is, and what it stands for, as in `metrics.Sample`; all (n,). What is returned is
+        the mean over the splits, whose common bins are quantiles of the number; the interval is as
+        wide as that of one split (see `statistics.over_splits`).
 
     Raises
     ------
@@ -122,17 +126,18 @@ def sparsity_bias(splits: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]]) -> S
     >>> f"{bias.slope:.2f}, {bias.slope_outcome:.2f}, {bias.unexplained:.2f}"
     '0.58, 0.00, -0.58'
     """
-    pooled = np.concatenate([np.asarray(observed) for _, _, observed in splits])
+    pooled = np.concatenate([np.asarray(observed) for _, _, observed, *_ in splits])
     edges = np.unique(np.quantile(pooled, np.arange(1, BINS) / BINS))
     bins, numbers = [], []
-    for labels, p, observed in splits:
-        y, p = checked(labels, p, ndim=1, probabilities=True)
+    for labels, probability, observed, *more in splits:
+        y, p = checked(labels, probability, ndim=1, probabilities=True)
+        sample = Sample(y, p, *more)
         count = np.asarray(observed, dtype=np.float64)
         z = (count - count.mean()) / (count.std() or 1)
         lp = logit(np.clip(p, CLIP, 1 - CLIP))
-        b, se = _coefficient(z, y, offset=lp)
-        numbers.append((float(lp @ z / len(z)), _coefficient(z, y)[0], b, se))
-        bins.append(_in_bins(np.searchsorted(edges, count), len(edges) + 1, count, y, p))
+        b, se = _coefficient(z, sample, offset=lp)
+        numbers.append((float(lp @ z / len(z)), _coefficient(z, sample)[0], b, se))
+        bins.append(_in_bins(np.searchsorted(edges, count), len(edges) + 1, count, sample))
     table = _mean(np.stack(bins))
     table = table[:, table[1] >= SMALLEST_GROUP]
     slope, slope_outcome, unexplained, _ = np.mean(numbers, axis=0).tolist()
@@ -152,17 +157,17 @@ def sparsity_bias(splits: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]]) -> S
     )
 
 
-def _in_bins(
-    place: NDArray[np.intp], bins: int, count: Array, y: NDArray[np.bool_], p: Array
-) -> Array:
+def _in_bins(place: NDArray[np.intp], bins: int, count: Array, sample: Sample) -> Array:
     """(5, bins): as the first five fields of `SparsityBias`, NaN for an empty bin."""
     columns = np.full((5, bins), np.nan)
     columns[1] = 0
     for i in np.unique(place):
         here = place == i
-        both = 0 < y[here].sum() < here.sum()
-        large = calibration_in_the_large(y[here], p[here]) if both else np.nan
-        columns[:, i] = count[here].mean(), here.sum(), p[here].mean(), y[here].mean(), large
+        mine = sample.where(here)
+        n = mine.owners.max() + 1
+        both = 0 < np.sum(mine.y) < here.sum()
+        large = calibration_in_the_large(mine.y, mine.p, mine.weight) if both else np.nan
+        columns[:, i] = count[here].mean(), n, mine.mean(mine.p), mine.mean(mine.y), large
     return columns
 
 
@@ -174,10 +179,13 @@ def _mean(stacked: Array) -> Array:
     return np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
 
 
-def _coefficient(
-    z: Array, y: NDArray[np.bool_], offset: Array | float = 0.0
-) -> tuple[float, float]:
-    """b and its standard error in logit P(y=1) = offset + a + b·z, by Newton's method."""
+def _coefficient(z: Array, sample: Sample, offset: Array | float = 0.0) -> tuple[float, float]:
+    """b and its standard error in logit P(y=1) = offset + a + b·z, by Newton's method.
+
+    Where rows stand for others, or several are of one subject, the error is Liang and Zeger's
+    (Biometrika 73:13, 1986), from the sums of the score over each subject's rows.
+    """
+    y, w = np.asarray(sample.y), sample.each
     X = np.column_stack([np.ones_like(z), z])
     coefficients = np.zeros(2)
     hessian = np.eye(2)
@@ -185,11 +193,15 @@ def _coefficient(
         return np.nan, np.nan
     for _ in range(50):
         p = expit(X @ coefficients + offset)
-        hessian = X.T @ (X * (p * (1 - p))[:, None])
-        step = np.linalg.lstsq(hessian, X.T @ (y - p))[0]
+        hessian = X.T @ (X * (w * p * (1 - p))[:, None])
+        step = np.linalg.lstsq(hessian, X.T @ (w * (y - p)))[0]
         coefficients = coefficients + np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-9:
-            return float(coefficients[1]), float(np.sqrt(np.linalg.inv(hessian)[1, 1]))
+            variance = np.linalg.inv(hessian)
+            if not sample.simple:
+                score = by_subject((X * (w * (y - p))[:, None]).T, sample.owners)
+                variance = variance @ (score @ score.T) @ variance
+            return float(coefficients[1]), float(np.sqrt(variance[1, 1]))
     return np.nan, np.nan  # the number of observed entries separates the classes
 
 
@@ -267,6 +279,7 @@ class ShiftedRows:
 
     rows: dict[tuple[Mechanism, float], NDArray[np.float32]]
     labels: NDArray[np.float32]
+    weight: Sequence[Weights] = ()
     filled: Filled = field(default_factory=Filled)
 
     @classmethod
@@ -288,7 +301,8 @@ class ShiftedRows:
             for rate in RATES:
                 lose.rate = rate
                 rows[mechanism, rate] = lose(values[held_out], held_out).astype(np.float32)
-        return cls(rows, store.labels()[held_out])
+        weight = [taken(of_disease, held_out) for of_disease in weights(store, split)]
+        return cls(rows, store.labels()[held_out], weight)
 
     def shifts(self, predict: Predict) -> list[list[Shift]]:
         """For each disease what each mechanism does to the seed-averaged predictions."""
@@ -297,9 +311,8 @@ class ShiftedRows:
         for (mechanism, rate), rows in self.rows.items():
             probability = predict(rows).mean(axis=1) if rate else intact
             for i, p in enumerate(probability):
-                y = self.labels[:, i]
-                eligible = ~np.isnan(y)
-                numbers = _shift_metrics(y[eligible], p[eligible])
+                sample = Sample(self.labels[:, i], p, weight=self.weight[i])
+                numbers = _shift_metrics(sample.where(~np.isnan(self.labels[:, i])))
                 found.setdefault((i, mechanism), []).append(numbers)
         return [
             [
@@ -310,9 +323,10 @@ class ShiftedRows:
         ]
 
 
-def _shift_metrics(y: ArrayLike, p: Array) -> tuple[float, ...]:
-    slope, intercept = calibration(y, p)
-    return float(auroc(y, p)), float(p.mean()), slope, intercept
+def _shift_metrics(sample: Sample) -> tuple[float, ...]:
+    y, p, _, weight = sample
+    slope, intercept = calibration(y, p, weight)
+    return float(auroc(y, p, weight)), sample.mean(p), slope, intercept
 
 
 @dataclass(frozen=True)
@@ -344,7 +358,9 @@ def diagnose(
     for i, disease in enumerate(store.diseases):
         rows = [(dealt[:, split] == "held_out") & ~np.isnan(labels[:, i]) for split in splits]
         parts = zip(held_out[disease], rows, strict=True)
-        bias = sparsity_bias([(part.y, part.ensemble, observed[mine]) for part, mine in parts])
+        bias = sparsity_bias(
+            [(p.y, p.ensemble, observed[mine], p.subject, p.weight) for p, mine in parts]
+        )
         found[disease] = Diagnosis(bias, tuple(shifts[i]))
     return found
 
@@ -467,35 +483,41 @@ def leak_audit(
         there = values[:, store.feature_names.index(other)] > 0
         if (observed & ~there).sum() <= MOST_NOT_ASKED * observed.sum():
             asked_rows[name] = there
-    dealt, labels = store.splits()[:, split], store.labels()
+    dealt, labels, subjects = store.splits()[:, split], store.labels(), store.subjects()
     audits = []
-    for i, disease in enumerate(store.diseases):
+    for i, (disease, weight) in enumerate(zip(store.diseases, weights(store, split), strict=True)):
         eligible = ~np.isnan(labels[:, i])
         train, tuning = (eligible & (dealt == name) for name in ("train", "tuning"))
         y, seen = labels[:, i] == 1, mask.mean(axis=1)
-        if not all(_both_classes(y[rows]) for rows in (train, tuning)):
+        everybody = Sample(y, y, subjects, weight)
+
+        def area(score: ArrayLike, rows: NDArray[np.bool_], of: Sample = everybody) -> AUROC:
+            """Of a score of some rows only."""
+            return delong(*of.where(rows)._replace(p=score))
+
+        if not all(_both_classes(everybody.where(rows)) for rows in (train, tuning)):
             continue
         varies = mask[train].any(axis=0) & ~mask[train].all(axis=0)
         score = np.zeros(tuning.sum())
         if varies.any():
             model = LogisticRegression(C=0.1, max_iter=500)
-            model.fit(mask[train][:, varies].astype(np.float32), y[train])
+            model.fit(mask[train][:, varies].astype(np.float32), y[train], taken(weight, train))
             score = model.decision_function(mask[tuning][:, varies].astype(np.float32))
-        sign = 1 if auroc(y[train], seen[train]) >= 0.5 else -1
+        sign = 1 if area(seen[train], train).value >= 0.5 else -1
         features, leaks = [], []
         z = norm.ppf(1 - 0.025 / mask.shape[1])
         for name, observed in zip(store.feature_names, mask.T, strict=True):
             among, for_choice, for_judging = "", train, tuning
             if name in asked_rows:
                 parts = [rows & asked_rows[name] for rows in (train, tuning)]
-                if all(_both_classes(y[rows]) for rows in parts):
+                if all(_both_classes(everybody.where(rows)) for rows in parts):
                     among, (for_choice, for_judging) = (asked or {})[name], parts
-            present = observed[for_choice & y].mean() > observed[for_choice & ~y].mean()
+            present = area(observed[for_choice], for_choice).value > 0.5
             told = observed if present else ~observed
-            area = delong(y[for_judging], told[for_judging])
-            features.append(MaskLeak(name, "present" if present else "absent", area, among))
-            if area.value - z * area.se > LEAK_FROM:
-                before = delong(y[for_choice], told[for_choice])
+            found = area(told[for_judging], for_judging)
+            features.append(MaskLeak(name, "present" if present else "absent", found, among))
+            if found.value - z * found.se > LEAK_FROM:
+                before = area(told[for_choice], for_choice)
                 if before.value - z * before.se > LEAK_FROM:
                     leaks.append(features[-1])
         features.sort(key=lambda leak: -leak.auroc.value)
@@ -503,8 +525,8 @@ def leak_audit(
         audits.append(
             LeakAudit(
                 disease,
-                delong(y[tuning], score),
-                delong(y[tuning], sign * seen[tuning]),
+                area(score, tuning),
+                area(sign * seen[tuning], tuning),
                 tuple(features),
                 tuple(leaks),
             )
@@ -512,9 +534,9 @@ def leak_audit(
     return audits
 
 
-def _both_classes(y: NDArray[np.bool_]) -> bool:
+def _both_classes(sample: Sample) -> bool:
     """Are there two subjects of either class?"""
-    return bool(2 <= y.sum() <= len(y) - 2)
+    return min(sample.subjects_by_class) >= 2
 
 
 @dataclass(frozen=True)

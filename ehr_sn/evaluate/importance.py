@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.predict import NetworkPredictor, Predict
+from ehr_sn.models.weights import Weights, taken, weights
 
 REPEATS = 3
 ROWS = 2000
@@ -42,9 +44,9 @@ def permutation_importance(
     among the rows are left out.
     """
     rng = np.random.default_rng(seed)
-    values, labels = _tuning(store, split, rng)
+    values, labels, weight = _tuning(store, split, rng)
     owner = np.array(store.measurements)
-    whole = _aurocs(predict(values), labels)
+    whole = _aurocs(predict(values), labels, weight)
     names = list(dict.fromkeys(store.measurements))
     drops = np.empty((len(names), REPEATS, labels.shape[1]))
     for i, name in enumerate(names):
@@ -52,7 +54,7 @@ def permutation_importance(
             shuffled = values.copy()
             mine = owner == name
             shuffled[:, mine] = values[rng.permutation(len(values))][:, mine]
-            drops[i, repeat] = whole - _aurocs(predict(shuffled), labels)
+            drops[i, repeat] = whole - _aurocs(predict(shuffled), labels, weight)
     mean, sd = drops.mean(axis=1), drops.std(axis=1, ddof=1)
     return {
         disease: sorted(
@@ -79,7 +81,7 @@ def integrated_gradients(
     """
     from captum.attr import IntegratedGradients
 
-    values, _ = _tuning(store, split, np.random.default_rng(seed))
+    values, *_ = _tuning(store, split, np.random.default_rng(seed))
     x = torch.from_numpy(predictor.method.transform(values))
     empty = np.full((1, values.shape[1]), np.nan, dtype=np.float32)
     baseline = torch.from_numpy(predictor.method.transform(empty))
@@ -112,19 +114,25 @@ def _owners(predictor: NetworkPredictor, store: Store) -> NDArray[np.str_]:
 
 def _tuning(
     store: Store, split: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[np.float32], NDArray[np.float32], list[Weights]]:
+    """Values, labels and weights of tuning rows."""
     rows = np.flatnonzero(store.splits()[:, split] == "tuning")
     if len(rows) > ROWS:
         rows = np.sort(rng.choice(rows, ROWS, replace=False))
-    return store.values()[rows], store.labels()[rows]
+    weight = [taken(of_disease, rows) for of_disease in weights(store, split)]
+    return store.values()[rows], store.labels()[rows], weight
 
 
-def _aurocs(probability: NDArray[np.float32], labels: NDArray[np.float32]) -> NDArray[np.float64]:
+def _aurocs(
+    probability: NDArray[np.float32],
+    labels: NDArray[np.float32],
+    weight: Sequence[Weights],
+) -> NDArray[np.float64]:
     """(diseases,) of the seed-averaged prediction; NaN where a class is absent."""
     areas = np.full(labels.shape[1], np.nan)
     for i, p in enumerate(probability.mean(axis=1)):
         y = labels[:, i]
         eligible = ~np.isnan(y)
         if 0 < y[eligible].sum() < eligible.sum():
-            areas[i] = auroc(y[eligible], p[eligible])
+            areas[i] = auroc(y[eligible], p[eligible], taken(weight[i], eligible))
     return areas

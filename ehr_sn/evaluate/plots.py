@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import roc_curve
 
 from ehr_sn.config import SMALLEST_GROUP
-from ehr_sn.evaluate.metrics import Array, calibration, checked
+from ehr_sn.evaluate.metrics import Array, Sample, calibration, checked, numbered
 from ehr_sn.evaluate.statistics import AUROC, delong, over_splits
 
 DPI = 100
@@ -28,7 +28,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 GREY, FAINT = "#8a8a8a", "#ececec"
 
-Curve = tuple[str, ArrayLike, ArrayLike]
+Curve = tuple[Any, ...]
+"""A name and the parts of a `metrics.Sample`, of which subjects and weights may be left out."""
 Summary = Mapping[str, Any]
 Corner = Literal["lower right", "upper left"]
 
@@ -38,9 +39,9 @@ def roc_and_calibration(curves: Sequence[Curve], *, title: str = "") -> Figure:
 
     Parameters
     ----------
-    curves : list of (label, y, p)
+    curves : list of (label, y, p), or (label, y, p, subject, weight)
         For each split its name, the held-out labels (n,) and the probabilities (n,), typically
-        averaged over seeds.
+        averaged over seeds; whose each row is, and what it stands for, as in `metrics.Sample`.
     title : str
         What is predicted, and by which method.
 
@@ -128,14 +129,20 @@ def seed_strip(results: Sequence[Summary], *, title: str = "") -> Figure:
 
 
 def binned_calibration(
-    y: ArrayLike, p: ArrayLike, *, bins: int = 10, at_least: int = SMALLEST_GROUP
+    y: ArrayLike,
+    p: ArrayLike,
+    subject: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    *,
+    bins: int = 10,
+    at_least: int = SMALLEST_GROUP,
 ) -> tuple[Array, Array]:
     """Mean predicted probability and observed fraction in quantile bins of `p`.
 
     Equal probabilities share a bin. A small sample gets fewer bins, so that each can hold
-    `at_least` subjects, and a bin that ties leave smaller than that is suppressed. `y` and `p`
-    have shape (n,); both results have shape (at most `bins`,). Raises ValueError for labels other
-    than 0 and 1 and for values of `p` outside [0, 1].
+    `at_least` subjects, and a bin that ties leave smaller than that is suppressed. All have shape
+    (n,); both results have shape (at most `bins`,). Raises ValueError for labels other than 0 and
+    1 and for values of `p` outside [0, 1].
 
     >>> p = [0.1] * 20 + [0.4] * 5 + [0.8] * 20
     >>> predicted, observed = binned_calibration([0, 0, 0, 1] * 11 + [1], p)
@@ -143,21 +150,28 @@ def binned_calibration(
     (array([0.1, 0.8]), array([0.25, 0.3 ]))
     """
     positive, p = checked(y, p, probabilities=True)
-    bins = max(1, min(bins, p.size // at_least))
+    owner = np.arange(p.size) if subject is None else numbered(subject)
+    each = np.ones(p.size) if weight is None else np.asarray(weight, dtype=np.float64)
+    bins = max(1, min(bins, len(np.unique(owner)) // at_least))
     edges = np.unique(np.quantile(p, np.arange(1, bins) / bins))
     bin_of = np.searchsorted(edges, p)
-    count, predicted, observed = (np.bincount(bin_of, weights=w) for w in (None, p, positive))
-    shown = count >= at_least
-    return predicted[shown] / count[shown], observed[shown] / count[shown]
+    total, predicted, observed = (np.bincount(bin_of, weights=each * x) for x in (1.0, p, positive))
+    subjects = np.bincount(np.unique(np.stack([bin_of, owner]), axis=1)[0], minlength=len(total))
+    shown = subjects >= at_least
+    return predicted[shown] / total[shown], observed[shown] / total[shown]
 
 
 def _draw_roc(axes: Axes, curves: Sequence[Curve]) -> None:
     grid = np.linspace(0, 1, 101)
-    areas = [delong(y, p) for _, y, p in curves]
-    for (label, y, p), area, style in zip(curves, areas, _styles(curves), strict=True):
-        too_few = min(area.n_positive, area.n - area.n_positive) < SMALLEST_GROUP
+    samples = [Sample(*parts) for _, *parts in curves]
+    areas = [delong(*sample) for sample in samples]
+    styles = _styles(curves)
+    for (label, *_), sample, area, style in zip(curves, samples, areas, styles, strict=True):
+        too_few = min(sample.subjects_by_class) < SMALLEST_GROUP
         name = _entry(label, area) + (", not drawn" if too_few else "")
-        false_positive_rate, true_positive_rate, _ = roc_curve(*checked(y, p))
+        false_positive_rate, true_positive_rate, _ = roc_curve(
+            *checked(sample.y, sample.p), sample_weight=sample.weight
+        )
         sensitivity = np.interp(grid, false_positive_rate, true_positive_rate)
         sensitivity[0] = 0
         axes.plot(grid, np.full(101, np.nan) if too_few else sensitivity, label=name, **style)
@@ -167,9 +181,11 @@ def _draw_roc(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def _draw_calibration(axes: Axes, curves: Sequence[Curve]) -> None:
-    bins = [binned_calibration(y, p) for _, y, p in curves]
-    for (label, y, p), points, style in zip(curves, bins, _styles(curves), strict=True):
-        slope, intercept = calibration(y, p)
+    samples = [Sample(*parts) for _, *parts in curves]
+    bins = [binned_calibration(*sample) for sample in samples]
+    styles = _styles(curves)
+    for (label, *_), sample, points, style in zip(curves, samples, bins, styles, strict=True):
+        slope, intercept = calibration(sample.y, sample.p, sample.weight)
         name = f"{label}   {slope:.2f}, {intercept:+.2f}"
         axes.plot(*points, marker="o", markersize=3.5, label=name, **style)
     predicted, observed = np.concatenate(bins, axis=1)

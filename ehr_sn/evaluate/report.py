@@ -56,6 +56,7 @@ from ehr_sn.evaluate.importance import (
     integrated_gradients,
     permutation_importance,
 )
+from ehr_sn.evaluate.metrics import Sample
 from ehr_sn.evaluate.plots import binned_calibration
 from ehr_sn.evaluate.results import name_of, rank_methods, records
 from ehr_sn.evaluate.small_cells import HIDDEN, shown, shown_label
@@ -152,8 +153,8 @@ class Report:
             for i, disease in enumerate(self.store.diseases)
         }
 
-    def _best_splits(self, disease: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [(part.y, part.ensemble) for part in self.held_out[self.best][disease]]
+    def _best_splits(self, disease: str) -> list[Sample]:
+        return [part.sample for part in self.held_out[self.best][disease]]
 
     @cached_property
     def answer(self) -> list[str]:
@@ -210,7 +211,7 @@ class Report:
             disease: {
                 name_of(*comparison): sparsity_bias(
                     [
-                        (part.y, part.ensemble, observed[rows])
+                        (part.y, part.ensemble, observed[rows], part.subject, part.weight)
                         for part, rows in zip(splits[disease], self._rows[disease], strict=True)
                     ]
                 )
@@ -249,7 +250,7 @@ class Report:
             for i in range(self.config.splits.repeats)
         ]
         return {
-            d: operating_points([(t[d].y, t[d].ensemble) for t in tuning], self._best_splits(d))
+            d: operating_points([t[d].sample for t in tuning], self._best_splits(d))
             for d in self.store.diseases
         }
 
@@ -259,8 +260,8 @@ class Report:
         return {
             d: by_group(
                 [
-                    (y, p, rows)
-                    for (y, p), rows in zip(self._best_splits(d), self._rows[d], strict=True)
+                    (s.y, s.p, rows, s.subject, s.weight)
+                    for s, rows in zip(self._best_splits(d), self._rows[d], strict=True)
                 ],
                 groups,
                 self.config.privacy.smallest_cell,
@@ -317,15 +318,15 @@ class Report:
 
     def _draw_shift(self, disease: str, mechanism: int, metric: str) -> Figure:
         shifts = self.shifts[disease][mechanism]
-        y = np.concatenate([part.y for part in self.held_out[self.best][disease][:1]])
-        rate = float(y.mean()) if metric == "mean_prediction" else None
+        first = self._best_splits(disease)[0]
+        rate = first.mean(first.y) if metric == "mean_prediction" else None
         return shift_figure(shifts, metric, rate=rate)
 
     def _draw_calibration(self, disease: str) -> Figure:
         series = []
-        for i, (y, p) in enumerate(self._best_splits(disease)[: SHOWN + 1]):
+        for i, sample in enumerate(self._best_splits(disease)[: SHOWN + 1]):
             at_least = max(SMALLEST_GROUP, self.config.privacy.smallest_cell)
-            predicted, seen = binned_calibration(y, p, at_least=at_least)
+            predicted, seen = binned_calibration(*sample, at_least=at_least)
             series.append(Line(f"split {i + 1}", predicted.tolist(), seen.tolist(), "o"))
         return lines(
             series, x="predicted", y="observed", title=words(disease), percent=True, diagonal=True
@@ -372,6 +373,8 @@ def write_report(config: Config, store: Store, recorded: Recorded, folder: Path)
         "LEAK_FROM": LEAK_FROM,
         "SMALLEST": smallest,
         "labels": {name: shown_label(n, smallest) for name, n in store.manifest["labels"].items()},
+        "risks": store.manifest["risks"],
+        "censoring": list(dict.fromkeys(store.manifest["censoring"].values())),
         "REFERENCE": REFERENCE,
         "SN": SN,
         "NOTHING": NOTHING,

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ehr_sn.evaluate.metrics import auroc, summarise
+from ehr_sn.evaluate.intervals import intervals
+from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.evaluate.plots import Curve
 from ehr_sn.evaluate.statistics import (
     AUROC,
@@ -32,7 +33,8 @@ class Result:
     """One method's performance for one disease, over all splits and seeds.
 
     `aurocs` holds for each split its seeds. `ensemble` is the AUROC of the seed-averaged
-    prediction, and the other metrics are that prediction's, each the mean over splits.
+    prediction, and the other metrics are that prediction's, each the mean over splits, with the
+    ends of their 95% `intervals` by name.
     `versus_reference` is its paired difference from zero imputation, and `bootstrap` the same with
     another interval; `p_holm` is corrected over the diseases.
     """
@@ -44,6 +46,7 @@ class Result:
     brier: float
     calibration_slope: float
     calibration_intercept: float
+    intervals: Mapping[str, tuple[float, float]]
     versus_reference: PairedAUROC | None = None
     bootstrap: PairedBootstrap | None = None
     p_holm: float | None = None
@@ -81,6 +84,10 @@ class Result:
             "n_held_out": float(self.ensemble.n),
             "n_positive": float(self.ensemble.n_positive),
         }
+        for name, (low, high) in self.intervals.items():
+            metrics |= {f"test_{name}_ci_low": low, f"test_{name}_ci_high": high}
+        if self.ensemble.subjects is not None:
+            metrics["n_subjects"] = float(self.ensemble.subjects)
         if self.versus_reference is not None and self.p_holm is not None:
             difference = self.versus_reference
             metrics |= {
@@ -109,12 +116,12 @@ def evaluate(
     """
     results = []
     for disease, splits in held_out.items():
-        aurocs = np.stack([auroc(split.y, split.probability) for split in splits])
-        metrics = [summarise(split.y, split.ensemble) for split in splits]
+        aurocs = np.stack([auroc(split.y, split.probability, split.weight) for split in splits])
+        figures = intervals([split.sample for split in splits])
         paired = bootstrap = None
         if reference is not None:
             pairs = [
-                (a.y, a.ensemble, b.ensemble)
+                (a.y, a.ensemble, b.ensemble, a.subject, a.weight)
                 for a, b in zip(splits, reference[disease], strict=True)
             ]
             paired = over_splits([paired_delong(*pair) for pair in pairs])
@@ -123,13 +130,11 @@ def evaluate(
             Result(
                 disease=disease,
                 aurocs=tuple(map(tuple, aurocs.tolist())),
-                ensemble=over_splits([delong(split.y, split.ensemble) for split in splits]),
+                ensemble=over_splits([delong(*split.sample) for split in splits]),
                 versus_reference=paired,
                 bootstrap=bootstrap,
-                **{
-                    name: float(np.mean([m[name] for m in metrics]))
-                    for name in ("auprc", "brier", "calibration_slope", "calibration_intercept")
-                },
+                intervals={name: (low, high) for name, (_, low, high) in figures.items()},
+                **{name: value for name, (value, *_) in figures.items()},
             )
         )
     if reference is None:
@@ -187,4 +192,4 @@ def records(results: Sequence[Mapping[str, Any]]) -> dict[str, WinTieLoss]:
 
 def curves(splits: Sequence[HeldOut]) -> list[Curve]:
     """The seed-averaged prediction of each split, for `plots.roc_and_calibration`."""
-    return [(f"split {i + 1}", split.y, split.ensemble) for i, split in enumerate(splits)]
+    return [(f"split {i + 1}", *split.sample) for i, split in enumerate(splits)]

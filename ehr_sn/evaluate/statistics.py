@@ -2,20 +2,34 @@
 
 Everything here is conditional on the models as trained: it measures the luck of *which subjects*
 were held out, not of how a network was initialised. For that, see the spread over seeds.
+
+Rows of one subject are alike, and are not taken for independent: `subject`, (n,), says whose each
+row is, and what varies from subject to subject is measured between subjects. Where each row is a
+subject of its own, as it is without `subject`, that is what is known as DeLong's. `weight`, (n,),
+says how many rows a row stands for (see `metrics`); how weights were estimated is not part of the
+luck that is measured, which makes intervals slightly wide (Robins and Rotnitzky, 1992).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import permutations
 from math import factorial
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import chi2, f, norm, rankdata, studentized_range
 from scipy.stats import t as student
 
-from ehr_sn.evaluate.metrics import Array, checked, class_sizes
+from ehr_sn.evaluate.metrics import (
+    Array,
+    beaten,
+    by_subject,
+    checked,
+    checked_weight,
+    class_sizes,
+    numbered,
+)
 
 Z95 = float(norm.ppf(0.975))
 DRAWS = 1000
@@ -44,10 +58,13 @@ class MeanSD:
 class AUROC:
     """An area under the ROC curve with DeLong's standard error and 95% interval.
 
-    The interval of an area of 0 or 1 is exact and one-sided: see `delong`.
+    The interval of an area of 0 or 1 is exact and one-sided: see `delong`. `subjects` is there
+    where they have several rows each.
 
     >>> print(AUROC.from_se(0.8127, 0.011, n=1071, n_positive=140))
     AUROC 0.813 (95% CI 0.791 to 0.834, DeLong; 140 of 1,071 positive)
+    >>> print(AUROC.from_se(0.8127, 0.021, n=1071, n_positive=140, subjects=310))
+    AUROC 0.813 (95% CI 0.772 to 0.854, DeLong; 140 of 1,071 positive, of 310 subjects)
     """
 
     value: float
@@ -56,17 +73,20 @@ class AUROC:
     ci_high: float
     n: int
     n_positive: int
+    subjects: int | None = None
 
     @classmethod
-    def from_se(cls, value: float, se: float, *, n: int, n_positive: int) -> Self:
+    def from_se(
+        cls, value: float, se: float, *, n: int, n_positive: int, subjects: int | None = None
+    ) -> Self:
         """The Wald interval value ± 1.96 se, clipped to [0, 1]."""
-        return cls(value, se, *_wald(value, se, low=0.0), n=n, n_positive=n_positive)
+        return cls(value, se, *_wald(value, se, low=0.0), n, n_positive, subjects)
 
     def __str__(self) -> str:
         how = "exact" if self.value in (0, 1) else "DeLong"
         return (
             f"AUROC {self.value:.3f} (95% CI {self.ci_low:.3f} to {self.ci_high:.3f}, {how}; "
-            f"{self.n_positive:,} of {self.n:,} positive)"
+            f"{_counted(self)})"
         )
 
     def as_metrics(self, prefix: str = "auroc") -> dict[str, float]:
@@ -92,18 +112,22 @@ class PairedAUROC:
     p: float
     n: int
     n_positive: int
+    subjects: int | None = None
 
     @classmethod
-    def from_se(cls, difference: float, se: float, *, n: int, n_positive: int) -> Self:
+    def from_se(
+        cls, difference: float, se: float, *, n: int, n_positive: int, subjects: int | None = None
+    ) -> Self:
         """The Wald interval difference ± 1.96 se, clipped to [−1, 1], and p of its z-test."""
         interval = _wald(difference, se, low=-1.0)
-        return cls(difference, se, *interval, _two_sided_p(difference, se), n, n_positive)
+        p = _two_sided_p(difference, se)
+        return cls(difference, se, *interval, p, n, n_positive, subjects)
 
     def __str__(self) -> str:
         p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
         return (
             f"AUROC difference {self.difference:+.3f} (95% CI {self.ci_low:+.3f} to "
-            f"{self.ci_high:+.3f}, {p}, paired DeLong; {self.n_positive:,} of {self.n:,} positive)"
+            f"{self.ci_high:+.3f}, {p}, paired DeLong; {_counted(self)})"
         )
 
     def as_metrics(self, prefix: str = "auroc_difference") -> dict[str, float]:
@@ -121,12 +145,12 @@ class PairedBootstrap:
     n: int
     n_positive: int
     draws: int
+    subjects: int | None = None
 
     def __str__(self) -> str:
         return (
             f"AUROC difference {self.difference:+.3f} (95% CI {self.ci_low:+.3f} to "
-            f"{self.ci_high:+.3f}, {self.draws:,} bootstrap draws; "
-            f"{self.n_positive:,} of {self.n:,} positive)"
+            f"{self.ci_high:+.3f}, {self.draws:,} bootstrap draws; {_counted(self)})"
         )
 
     def as_metrics(self, prefix: str = "auroc_difference_bootstrap") -> dict[str, float]:
@@ -228,31 +252,42 @@ class PairedT:
 Estimate = TypeVar("Estimate", AUROC, PairedAUROC)
 
 
-def delong(y: ArrayLike, score: ArrayLike) -> AUROC:
-    """AUROC of one prediction with DeLong's 95% interval; `y` and `score` have shape (n,).
+def delong(
+    y: ArrayLike,
+    score: ArrayLike,
+    subject: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+) -> AUROC:
+    """AUROC of one prediction with DeLong's 95% interval; all of shape (n,).
 
     An AUROC of 1, or of 0, has no spread, but is not certain. Its interval reaches from there to
     Clopper and Pearson's bound (Biometrika 26:404, 1934) for k of k independent pairs, 0.025^(1/k),
-    k the size of the smaller class: so many pairs of a positive and a negative share no subject,
-    and all are in order. `se` is that of which 1.96 reach this bound. The bound is conservative;
-    others assume a distribution of the scores (N. A. Obuchowski, M. L. Lieber, Acad Radiol 9:526,
-    2002). Fewer than two subjects of a class give a NaN interval. Raises ValueError as
-    `metrics.auroc` does. Source: see `delong_covariance`.
+    k the subjects of the smaller class: so many pairs of a positive and a negative share no
+    subject, and all are in order. `se` is that of which 1.96 reach this bound. The bound is
+    conservative; others assume a distribution of the scores (N. A. Obuchowski, M. L. Lieber, Acad
+    Radiol 9:526, 2002). Fewer than two subjects of a class give a NaN interval. Raises ValueError
+    as `metrics.auroc` does. Source: see `delong_covariance`.
 
     >>> print(delong([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.3, 0.7, 0.8]))
     AUROC 0.889 (95% CI 0.581 to 1.000, DeLong; 3 of 6 positive)
     >>> print(delong([0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.3, 0.6, 0.7, 0.8]))
     AUROC 1.000 (95% CI 0.292 to 1.000, exact; 3 of 6 positive)
     """
-    below, above = _wins(y, np.asarray(score)[None])
-    area, variance = _areas_and_covariance(below, above)
-    se = float(np.sqrt(variance[0, 0]))
-    if se == 0 and area[0] in (0, 1):
-        se = (1 - 0.025 ** (1 / min(below.shape[-1], above.shape[-1]))) / Z95
-    return AUROC.from_se(float(area[0]), se, **_counts(below, above))
+    wins = _wins(y, np.asarray(score)[None], subject, weight)
+    area, variance = wins.areas_and_covariance()
+    value, se = float(area[0]), float(np.sqrt(variance[0, 0]))
+    if min(value, 1 - value) < 1e-12 and se < 1e-12:  # weights may round
+        value, se = round(value), (1 - 0.025 ** (1 / min(wins.subjects_by_class()))) / Z95
+    return AUROC.from_se(value, se, **wins.counts())
 
 
-def paired_delong(y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike) -> PairedAUROC:
+def paired_delong(
+    y: ArrayLike,
+    score_a: ArrayLike,
+    score_b: ArrayLike,
+    subject: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+) -> PairedAUROC:
     """Is the AUROC of `a` different from that of `b` on the same subjects? All of shape (n,).
 
     DeLong's test for correlated curves, two-sided. Predictions that rank the subjects alike have
@@ -264,21 +299,28 @@ def paired_delong(y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike) -> Paire
     >>> print(paired_delong(y, a, b))
     AUROC difference +0.375 (95% CI -0.072 to +0.822, p = 0.100, paired DeLong; 4 of 8 positive)
     """
-    below, above = _wins(y, np.stack([score_a, score_b]))
-    area, variance = _areas_and_covariance(below[:1] - below[1:], above[:1] - above[1:])
-    se = float(np.sqrt(variance[0, 0]))
-    return PairedAUROC.from_se(float(area[0]), se, **_counts(below, above))
+    wins = _wins(y, np.stack([score_a, score_b]), subject, weight)
+    area, variance = wins.difference().areas_and_covariance()
+    return PairedAUROC.from_se(float(area[0]), float(np.sqrt(variance[0, 0])), **wins.counts())
 
 
 def paired_bootstrap(
-    y: ArrayLike, score_a: ArrayLike, score_b: ArrayLike, *, draws: int = DRAWS, seed: int = 0
+    y: ArrayLike,
+    score_a: ArrayLike,
+    score_b: ArrayLike,
+    subject: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> PairedBootstrap:
     """Difference of two AUROCs on the same subjects, by resampling subjects within each class.
 
     The interval runs from the 2.5% to the 97.5% quantile of the differences in `draws` bootstrap
     samples (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13), each of as many
-    positives and negatives as there are. It assumes no normal distribution, as DeLong's does.
-    `y` and both scores have shape (n,). Raises ValueError as `metrics.auroc` does.
+    subjects with a positive row, and without, as there are; a subject comes with all of its rows.
+    It assumes no normal distribution, as DeLong's does. `y`, both scores, `subject` and `weight`
+    have shape (n,). Raises ValueError as `metrics.auroc` does.
 
     >>> y = [0, 0, 0, 0, 1, 1, 1, 1]
     >>> a, b = [1, 2, 3, 5, 4, 6, 7, 8], [1, 6, 3, 7, 4, 5, 2, 8]
@@ -286,7 +328,16 @@ def paired_bootstrap(
     AUROC difference +0.375 (95% CI +0.000 to +0.750, 1,000 bootstrap draws; 4 of 8 positive)
     """
     positive, scores = checked(y, np.stack([score_a, score_b]), ndim=2)
-    m, k = class_sizes(positive)
+    class_sizes(positive)
+    wins = _wins(y, scores, subject, weight)
+    owner = np.arange(len(positive))
+    if subject is not None and wins.owners is not None:
+        owner = numbered(subject)
+    each: NDArray[Any] = np.ones(len(positive), dtype=np.int64)
+    if weight is not None:
+        each = checked_weight(weight, positive)
+    ill = np.unique(owner[positive])
+    well = np.setdiff1d(owner, ill)
     rng = np.random.default_rng(seed)
     ranked = []
     for score in scores:
@@ -295,21 +346,25 @@ def paired_bootstrap(
         ends = [np.searchsorted(below, score[positive], side) for side in ("left", "right")]
         ranked.append((order, *ends))
     differences = np.empty(draws)
-    per_block = max(1, BLOCK // (m + k))
+    per_block = max(1, BLOCK // len(positive))
     for start in range(0, draws, per_block):
         size = min(per_block, draws - start)
-        of_positives, of_negatives = _resampled(rng, m, size), _resampled(rng, k, size)
+        times = np.empty((size, len(ill) + len(well)), dtype=np.int64)  # that a subject is drawn
+        times[:, ill], times[:, well] = (_resampled(rng, len(of), size) for of in (ill, well))
+        of_positives = times[:, owner[positive]] * each[positive]
+        of_negatives = times[:, owner[~positive]] * each[~positive]
+        pairs = 2 * of_positives.sum(axis=1) * of_negatives.sum(axis=1)
         areas = []
         for order, left, right in ranked:
-            beaten = np.zeros((size, k + 1), dtype=of_negatives.dtype)
-            np.cumsum(of_negatives[:, order], axis=1, out=beaten[:, 1:])
-            wins = beaten[:, left] + beaten[:, right]
-            areas.append(np.einsum("dm,dm->d", of_positives, wins) / (2 * m * k))
+            lost = np.zeros((size, of_negatives.shape[1] + 1), dtype=of_negatives.dtype)
+            np.cumsum(of_negatives[:, order], axis=1, out=lost[:, 1:])
+            won = lost[:, left] + lost[:, right]
+            areas.append(np.einsum("dm,dm->d", of_positives, won) / pairs)
         differences[start : start + size] = areas[0] - areas[1]
     low, high = np.quantile(differences, [0.025, 0.975])
-    area = _areas_and_covariance(*_wins(y, scores))[0]
+    area = wins.areas_and_covariance()[0]
     return PairedBootstrap(
-        float(area[0] - area[1]), float(low), float(high), n=m + k, n_positive=m, draws=draws
+        float(area[0] - area[1]), float(low), float(high), draws=draws, **wins.counts()
     )
 
 
@@ -391,7 +446,8 @@ def _arranged(ranks: Array) -> float:
     """
     rows = np.rint(2 * ranks).astype(np.int64)  # middle ranks are half-integers
     orders = list(permutations(range(rows.shape[1])))
-    sums, ways = np.sort(rows[:1]), np.ones(1, np.int64)
+    sums: NDArray[np.int64] = np.sort(rows[:1])
+    ways: NDArray[Any] = np.ones(1, np.int64)
     for row in rows[1:]:
         added = np.sort((sums[:, None] + row[orders]).reshape(-1, len(row)))
         sums, place = np.unique(added, axis=0, return_inverse=True)
@@ -446,13 +502,19 @@ def paired_t(differences: ArrayLike, test_train_ratio: float = 0.0) -> PairedT:
     return PairedT(found.mean, se, found.mean - half, found.mean + half, p, found.n)
 
 
-def delong_covariance(y: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
+def delong_covariance(
+    y: ArrayLike,
+    scores: ArrayLike,
+    subject: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+) -> tuple[Array, Array]:
     """AUROCs of k predictions of the same subjects and the covariance matrix between them.
 
     Parameters
     ----------
     y : shape (n,), 0 or 1
     scores : shape (k, n)
+    subject, weight : shape (n,)
 
     Returns
     -------
@@ -467,7 +529,8 @@ def delong_covariance(y: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
     Notes
     -----
     DeLong, DeLong and Clarke-Pearson, Biometrics 44:837 (1988), by the midranks of Sun and Xu,
-    IEEE Signal Processing Letters 21:1389 (2014): O(k n log n), ties included.
+    IEEE Signal Processing Letters 21:1389 (2014): O(k n log n), ties included. Of subjects with
+    several rows: N. A. Obuchowski, Biometrics 53:567 (1997).
 
     Examples
     --------
@@ -478,7 +541,7 @@ def delong_covariance(y: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
     array([[0.125, 0.   ],
            [0.   , 0.   ]])
     """
-    return _areas_and_covariance(*_wins(y, scores))
+    return _wins(y, scores, subject, weight).areas_and_covariance()
 
 
 def holm(p_values: ArrayLike) -> Array:
@@ -524,8 +587,10 @@ def over_splits(results: Sequence[Estimate]) -> Estimate:
     kind = type(results[0])
     if any(type(result) is not kind for result in results):
         raise TypeError("results of different kinds: pass only AUROC or only PairedAUROC")
-    counts = {
-        name: round(np.mean([getattr(r, name) for r in results])) for name in ("n", "n_positive")
+    counts: dict[str, Any] = {
+        name: round(np.mean([getattr(r, name) for r in results]))
+        for name in ("n", "n_positive", "subjects")
+        if getattr(results[0], name) is not None
     }
     values = [r.value if isinstance(r, AUROC) else r.difference for r in results]
     mean = float(np.mean(values))
@@ -539,10 +604,14 @@ def bootstrap_over_splits(results: Sequence[PairedBootstrap]) -> PairedBootstrap
     >>> bootstrap_over_splits([one, one]) == one
     True
     """
-    numbers = [(r.difference, r.ci_low, r.ci_high, r.n, r.n_positive) for r in results]
-    difference, low, high, n, n_positive = np.mean(numbers, axis=0).tolist()
+    several = results[0].subjects is not None
+    numbers = [
+        (r.difference, r.ci_low, r.ci_high, r.n, r.n_positive, r.subjects or 0) for r in results
+    ]
+    difference, low, high, *counts = np.mean(numbers, axis=0).tolist()
+    n, n_positive, subjects = map(round, counts)
     return PairedBootstrap(
-        difference, low, high, n=round(n), n_positive=round(n_positive), draws=results[0].draws
+        difference, low, high, n, n_positive, results[0].draws, subjects if several else None
     )
 
 
@@ -561,26 +630,92 @@ def mean_sd(values: ArrayLike) -> MeanSD:
     return MeanSD(float(x.mean()), float(x.std(ddof=1)) if x.size > 1 else np.nan, x.size)
 
 
-def _wins(y: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
-    """Negatives scored below each positive (k, m), positives above each negative (k, n − m).
+@dataclass(frozen=True)
+class _Wins:
+    """For k predictions what each positive beats (k, m), and what beats each negative (k, n).
 
-    A tie counts one half. The rank of a positive among all subjects less its rank among the
-    positives is what it beats. These are exact half-integers, and are divided only at the very
-    end, so that predictions which rank alike differ by exactly zero.
+    A tie counts one half. Without weights these are exact half-integers, and are divided only at
+    the very end, so that predictions which rank alike differ by exactly zero. `owners` and `each`
+    are the subjects and weights of the positives, and of the negatives; None where each row is a
+    subject of its own, and counts one.
     """
+
+    below: Array
+    above: Array
+    owners: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None
+    each: tuple[Array, Array] | None = None
+
+    @property
+    def subjects(self) -> int | None:
+        return None if self.owners is None else len(np.union1d(*self.owners))
+
+    def counts(self) -> dict[str, Any]:
+        m = self.below.shape[-1]
+        return {"n": m + self.above.shape[-1], "n_positive": m, "subjects": self.subjects}
+
+    def subjects_by_class(self) -> tuple[int, int]:
+        """How many subjects have a positive row, and how many a negative one."""
+        if self.owners is None:
+            return self.below.shape[-1], self.above.shape[-1]
+        return len(np.unique(self.owners[0])), len(np.unique(self.owners[1]))
+
+    def difference(self) -> "_Wins":
+        """Of the first prediction from the second, as if it were one."""
+        below, above = (wins[:1] - wins[1:] for wins in (self.below, self.above))
+        return replace(self, below=below, above=above)
+
+    def areas_and_covariance(self) -> tuple[Array, Array]:
+        """Wins as fractions are DeLong's structural components; their scatter is the covariance."""
+        m, n = self.below.shape[-1], self.above.shape[-1]
+        if self.owners is None and self.each is None:
+            areas: Array = self.below.sum(axis=-1) / (m * n)
+            scatter = _scatter(self.below) / (m * n**2) + _scatter(self.above) / (n * m**2)
+            return areas, scatter
+        of_positives, of_negatives = self.each or (np.ones(m), np.ones(n))
+        owners = self.owners or (np.arange(m), m + np.arange(n))
+        subjects = max(owner.max() for owner in owners) + 1
+        total = of_positives.sum() * of_negatives.sum()
+        areas = self.below @ of_positives / total
+        # By how much each row moves the area, added up over the rows of each subject.
+        moves = [
+            by_subject(each * (wins - areas[:, None] * total / each.sum()) / total, owner, subjects)
+            for each, wins, owner in zip(
+                (of_positives, of_negatives), (self.below, self.above), owners, strict=True
+            )
+        ]
+        cases, controls = self.subjects_by_class()
+        both = len(np.union1d(*owners))
+        if min(cases, controls) < 2:
+            return areas, np.full((len(areas), len(areas)), np.nan)
+        cross = moves[0] @ moves[1].T
+        return areas, (
+            moves[0] @ moves[0].T * cases / (cases - 1)
+            + moves[1] @ moves[1].T * controls / (controls - 1)
+            + (cross + cross.T) * both / (both - 1)
+        )
+
+
+def _wins(
+    y: ArrayLike, scores: ArrayLike, subject: ArrayLike | None, weight: ArrayLike | None
+) -> _Wins:
+    """The rank of a positive among all rows less its rank among the positives is what it beats."""
     positive, scores = checked(y, scores, ndim=2)
     m, _ = class_sizes(positive)
+    owners = None
+    if subject is not None and len(of := numbered(subject)) > of.max() + 1:
+        if len(of) != len(positive):
+            raise ValueError(f"subject has {len(of)} rows and y {len(positive)}")
+        owners = of[positive], of[~positive]
+    if weight is not None:
+        weight = checked_weight(weight, positive)
+        each = weight[positive], weight[~positive]
+        below = beaten(scores[:, positive], scores[:, ~positive], each[1])
+        above = beaten(-scores[:, ~positive], -scores[:, positive], each[0])
+        return _Wins(below, above, owners, each)
     ranks = rankdata(scores, axis=-1)
     below = ranks[:, positive] - rankdata(scores[:, positive], axis=-1)
     above = m - (ranks[:, ~positive] - rankdata(scores[:, ~positive], axis=-1))
-    return below, above
-
-
-def _areas_and_covariance(below: Array, above: Array) -> tuple[Array, Array]:
-    """Wins as fractions are DeLong's structural components; their scatter gives the covariance."""
-    m, n = below.shape[-1], above.shape[-1]
-    areas: Array = below.sum(axis=-1) / (m * n)
-    return areas, _scatter(below) / (m * n**2) + _scatter(above) / (n * m**2)
+    return _Wins(below, above, owners)
 
 
 def _scatter(wins: Array) -> Array:
@@ -593,9 +728,9 @@ def _scatter(wins: Array) -> Array:
     return covariance
 
 
-def _counts(below: Array, above: Array) -> dict[str, int]:
-    m = below.shape[-1]
-    return {"n": m + above.shape[-1], "n_positive": m}
+def _counted(result: AUROC | PairedAUROC | PairedBootstrap) -> str:
+    rows = f"{result.n_positive:,} of {result.n:,} positive"
+    return rows if result.subjects is None else f"{rows}, of {result.subjects:,} subjects"
 
 
 def _wald(value: float, se: float, *, low: float) -> tuple[float, float]:
@@ -613,6 +748,7 @@ def _as_metrics(
     result: AUROC | PairedAUROC | PairedBootstrap, main: str, prefix: str
 ) -> dict[str, float]:
     return {
-        prefix if f.name == main else f"{prefix}_{f.name}": float(getattr(result, f.name))
+        prefix if f.name == main else f"{prefix}_{f.name}": float(value)
         for f in fields(result)
+        if (value := getattr(result, f.name)) is not None
     }

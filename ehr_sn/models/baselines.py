@@ -104,7 +104,10 @@ def with_masked_copies(
         mine = len(x) + np.flatnonzero(np.isin(source, task.train_rows))
         y = np.concatenate([task.y, task.y[source]])
         train_rows = np.concatenate([task.train_rows, mine])
-        extended.append(replace(task, y=y, train_rows=train_rows))
+        weight = task.weight
+        if weight is not None:
+            weight = np.concatenate([weight, weight[source]])
+        extended.append(replace(task, y=y, train_rows=train_rows, weight=weight))
     return np.concatenate([x, copies]), extended
 
 
@@ -130,10 +133,17 @@ def _hist_gradient_boosting(x: Rows, task: Task, seed: int, params: Params) -> H
         "random_state": seed,
     }
     model = HistGradientBoostingClassifier(**settings | params)
-    model.fit(x[train], task.y[train], X_val=x[tuning], y_val=task.y[tuning])
+    model.fit(
+        x[train],
+        task.y[train],
+        task.weight_of(train),
+        X_val=x[tuning],
+        y_val=task.y[tuning],
+        sample_weight_val=task.weight_of(tuning),
+    )
     stages = np.stack([p[:, 1] for p in model.staged_predict_proba(x[tuning])])
-    n_trees = int(auroc(task.y[tuning], stages).argmax()) + 1
-    return HistTrees.of(model, n_trees, features=seen)
+    areas = auroc(task.y[tuning], stages, task.weight_of(tuning))
+    return HistTrees.of(model, int(areas.argmax()) + 1, features=seen)
 
 
 def _logistic_regression(x: Rows, task: Task, seed: int, params: Params) -> LogisticRegression:
@@ -141,8 +151,10 @@ def _logistic_regression(x: Rows, task: Task, seed: int, params: Params) -> Logi
     train, tuning = task.train_rows, task.tuning_rows
     found = []
     for penalty in [params["C"]] if params else PENALTIES:
-        model = LogisticRegression(C=penalty, max_iter=1000).fit(x[train], task.y[train])
-        found.append((float(auroc(task.y[tuning], model.decision_function(x[tuning]))), model))
+        model = LogisticRegression(C=penalty, max_iter=1000)
+        model.fit(x[train], task.y[train], task.weight_of(train))
+        score = model.decision_function(x[tuning])
+        found.append((float(auroc(task.y[tuning], score, task.weight_of(tuning))), model))
     return max(found, key=lambda pair: pair[0])[1]
 
 
@@ -160,8 +172,11 @@ def _as_networks(models: Sequence[LogisticRegression]) -> StackedMLP:
 def _lightgbm(x: Rows, task: Task, seed: int, params: Params) -> PackageTrees:
     from lightgbm import Dataset, early_stopping, train
 
-    rows = Dataset(x[task.train_rows], task.y[task.train_rows])
-    tuning = Dataset(x[task.tuning_rows], task.y[task.tuning_rows], reference=rows)
+    rows, tuning = (
+        Dataset(x[at], task.y[at], weight=task.weight_of(at))
+        for at in (task.train_rows, task.tuning_rows)
+    )
+    tuning.set_reference(rows)
     settings = {
         "objective": "binary",
         "metric": "auc",
@@ -186,8 +201,10 @@ def _lightgbm(x: Rows, task: Task, seed: int, params: Params) -> PackageTrees:
 def _xgboost(x: Rows, task: Task, seed: int, params: Params) -> PackageTrees:
     from xgboost import DMatrix, train
 
-    rows = DMatrix(x[task.train_rows], task.y[task.train_rows], nthread=1)
-    tuning = DMatrix(x[task.tuning_rows], task.y[task.tuning_rows], nthread=1)
+    rows, tuning = (
+        DMatrix(x[at], task.y[at], weight=task.weight_of(at), nthread=1)
+        for at in (task.train_rows, task.tuning_rows)
+    )
     settings = {
         "objective": "binary:logistic",
         "eval_metric": "auc",

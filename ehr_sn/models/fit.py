@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ehr_sn.errors import EhrSnError
+from ehr_sn.evaluate.metrics import auroc
 from ehr_sn.models.layers import Embedding, Encoder
 from ehr_sn.models.masking import MaskedRows, Masking, gather
 from ehr_sn.models.mixture import Mixture
@@ -81,12 +82,18 @@ class Task:
 
     y : (N,), 0 or 1, or NaN where a row is not eligible and so left out
     train_rows, tuning_rows : row numbers, from 0
+    weight : (N,), how many rows each stands for, in the loss and in the AUROC; None for one each
     """
 
     name: str
     y: NDArray[np.floating]
     train_rows: NDArray[np.integer]
     tuning_rows: NDArray[np.integer]
+    weight: NDArray[np.floating] | None = None
+
+    def weight_of(self, rows: NDArray[np.integer]) -> NDArray[np.floating] | None:
+        """What some rows stand for."""
+        return None if self.weight is None else self.weight[rows]
 
 
 @dataclass(frozen=True)
@@ -220,7 +227,7 @@ def _train(
         for task, members in groupby(ended, key=lambda i: runs[i].task):
             at = list(members)
             scores = live.select(at).predict_proba(table, task.tuning_rows).cpu().numpy()
-            aurocs = [_auroc(score, task.tuning_positive) for score in scores]
+            aurocs = [_auroc(score, task.tuning_positive, task.tuning_weight) for score in scores]
             improved += [i for i, auroc in zip(at, aurocs, strict=True) if runs[i].end_epoch(auroc)]
         best.put([runs[i].place for i in improved], live, improved)
         going = [i for i, run in enumerate(runs) if not run.stopped]
@@ -265,14 +272,18 @@ def _take_steps(
     labels = [run.task.y[rows] for run, rows in zip(runs, batches, strict=True)]
     rows = torch.from_numpy(np.stack(batches, axis=1)).to(table.device)  # (n_steps, R, B)
     y = torch.from_numpy(np.stack(labels, axis=1)).to(table.device)
-    weight = None
+    balance = None
     if runs[0].budget.balance_classes:
-        weight = torch.tensor([[run.task.odds_against] for run in runs], device=table.device)
+        balance = torch.tensor([[run.task.odds_against] for run in runs], device=table.device)
+    weights: Sequence[Tensor | None] = [None] * n_steps
+    if any(run.task.weight is not None for run in runs):
+        each = [run.task.weight_of(rows) for run, rows in zip(runs, batches, strict=True)]
+        weights = list(torch.from_numpy(np.stack(each, axis=1)).to(table.device))
     losses = torch.zeros(len(runs), device=table.device)
-    for step_rows, step_y in zip(rows, y, strict=True):
+    for step_rows, step_y, weight in zip(rows, y, weights, strict=True):
         x = gather(table, step_rows) if masked is None else masked.take(step_rows, live.seeds)
         loss = binary_cross_entropy_with_logits(
-            live(x), step_y, pos_weight=weight, reduction="none"
+            live(x), step_y, weight, pos_weight=balance, reduction="none"
         ).mean(1)
         optimiser.zero_grad()
         loss.sum().backward()  # The loss of one replicate has no gradient for another's weights.
@@ -295,7 +306,17 @@ class _ReadyTask:
         self.train_rows, positive = self._eligible("train_rows", task.train_rows)
         self.odds_against = float((~positive).sum() / positive.sum())
         tuning_rows, self.tuning_positive = self._eligible("tuning_rows", task.tuning_rows)
+        self.weight = self.tuning_weight = None
+        if task.weight is not None:
+            self.weight = np.asarray(task.weight, dtype=np.float32)
+            self.tuning_weight = np.asarray(task.weight, dtype=np.float64)[tuning_rows]
+            of = self.weight[self.train_rows].astype(np.float64)
+            self.odds_against = float(of[~positive].sum() / of[positive].sum())
         self.tuning_rows = torch.from_numpy(tuning_rows).to(table.device)
+
+    def weight_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What rows, of any shape, stand for."""
+        return np.ones(rows.shape, np.float32) if self.weight is None else self.weight[rows]
 
     def _eligible(
         self, kind: str, rows: NDArray[np.integer]
@@ -384,13 +405,19 @@ def _groups(runs: list[_Run], width: int, device: torch.device) -> list[list[_Ru
     ]
 
 
-def _auroc(score: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:
+def _auroc(
+    score: NDArray[np.float32],
+    positive: NDArray[np.bool_],
+    weight: NDArray[np.float64] | None = None,
+) -> float:
     """Share of (positive, negative) pairs that are ranked rightly, a tie counting one half.
 
     What `ehr_sn.evaluate.metrics.auroc` gives, in a tenth of its time: two sorts, no ranks.
     """
     if not np.isfinite(score).all():
         return math.nan
+    if weight is not None:
+        return float(auroc(positive, score, weight))
     low, high = np.sort(score[~positive]), np.sort(score[positive])
     won = np.searchsorted(low, high, "left").sum() + np.searchsorted(low, high, "right").sum()
     return float(won / (2 * len(low) * len(high)))

@@ -55,8 +55,17 @@ class FewerLabels(Store):
 
     def labels(self) -> NDArray[np.float32]:
         known = super().labels()
-        known[_left_out(self.splits()[:, self.split], self.share, self.split)] = np.nan
+        known[self._left_out()] = np.nan
         return known
+
+    def follow_up(self) -> NDArray[np.float64] | None:
+        days = super().follow_up()
+        if days is not None:
+            days[self._left_out()] = np.nan
+        return days
+
+    def _left_out(self) -> NDArray[np.int64]:
+        return _left_out(self.splits()[:, self.split], self.share, self.split)
 
 
 def _left_out(dealt: NDArray[np.str_], share: float, split: int) -> NDArray[np.int64]:

@@ -27,6 +27,7 @@ from ehr_sn.models.train import (
     comparisons,
     filled_as,
     members_of,
+    rows_of,
 )
 from ehr_sn.models.trees import StackedTrees, trees_from_state
 
@@ -146,13 +147,7 @@ def below(prefix: str, tensors: Tensors) -> Tensors:
 
 def read_tuning(config: Config, store: Store, cell: Cell) -> dict[str, HeldOut]:
     """As `read_cell(...).held_out`, of the tuning rows, on which choices are made."""
-    probability = tuning_probability(config, store, cell)
-    labels = store.labels()[store.splits()[:, cell.split] == "tuning"]
-    eligible = ~np.isnan(labels)
-    return {
-        disease: HeldOut(labels[eligible[:, i], i], probability[i][:, eligible[:, i]])
-        for i, disease in enumerate(store.diseases)
-    }
+    return rows_of(store, cell.split, "tuning", tuning_probability(config, store, cell))
 
 
 def tuning_probability(config: Config, store: Store, cell: Cell) -> NDArray[np.float32]:
@@ -178,7 +173,7 @@ def _on_tuning(config: Config, store: Store, comparison: Comparison) -> float:
     return float(
         np.mean(
             [
-                auroc(rows.y, rows.ensemble)
+                auroc(rows.y, rows.ensemble, rows.weight)
                 for split in range(config.splits.repeats)
                 for rows in read_tuning(config, store, Cell(*comparison, split)).values()
             ]

@@ -31,6 +31,7 @@ from ehr_sn.config import (
     digest,
 )
 from ehr_sn.errors import EhrSnError
+from ehr_sn.evaluate.metrics import Sample
 from ehr_sn.ingest.store import Store
 from ehr_sn.missing import get_state, make_method, set_state
 from ehr_sn.missing.amputate import find_panels
@@ -42,6 +43,7 @@ from ehr_sn.models.methods import find_method
 from ehr_sn.models.mixture import Mixture, fit_mixture
 from ehr_sn.models.representation import Learned, learn
 from ehr_sn.models.trees import StackedTrees
+from ehr_sn.models.weights import taken, weights
 
 PREDICTED = ("tuning", "held_out")  # rows; the latter are not there while settings are tuned
 FORMAT = 4  # raised whenever the same cell would be trained differently
@@ -69,16 +71,45 @@ class Cell:
 class HeldOut:
     """Labels and predictions of one disease on one split's held-out, eligible rows.
 
-    y has shape (rows,), probability (seeds, rows).
+    y has shape (rows,), probability (seeds, rows); `subject` and `weight`, (rows,), are whose each
+    row is and what it stands for, as in `metrics.Sample`.
     """
 
     y: NDArray[np.float32]
     probability: NDArray[np.float32]
+    subject: NDArray[np.int64] | None = None
+    weight: NDArray[np.float64] | None = None
 
     @property
     def ensemble(self) -> NDArray[np.float32]:
         """The seed-averaged prediction, shape (rows,)."""
         return self.probability.mean(axis=0)
+
+    @property
+    def sample(self) -> Sample:
+        """The rows with the seed-averaged prediction, for what judges it."""
+        return Sample(self.y, self.ensemble, self.subject, self.weight)
+
+
+def rows_of(
+    store: Store, split: int, part: str, probability: NDArray[np.float32]
+) -> dict[str, HeldOut]:
+    """Disease → the eligible rows of a split's part, from predictions of all of its rows.
+
+    `probability` has shape (diseases, seeds, rows of the part).
+    """
+    mine = store.splits()[:, split] == part
+    labels, subjects = store.labels()[mine], store.subjects()[mine]
+    found = {}
+    for i, (disease, weight) in enumerate(zip(store.diseases, weights(store, split), strict=True)):
+        eligible = ~np.isnan(labels[:, i])
+        found[disease] = HeldOut(
+            labels[eligible, i],
+            probability[i][:, eligible],
+            subjects[eligible],
+            taken(taken(weight, mine), eligible),
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -320,11 +351,7 @@ def read_cell(path: Path, store: Store) -> TrainedCell:
             seen = {name: file.get_tensor(f"representation/{name}") for name in Learned.SEEN}
             features = store.feature_names
             representation = Representation(**seen, inputs=about["inputs"], features=features)
-    labels = store.labels()[store.splits()[:, about["cell"]["split"]] == "held_out"]
-    held_out = {}
-    for i, disease in enumerate(store.diseases):
-        eligible = ~np.isnan(labels[:, i])
-        held_out[disease] = HeldOut(labels[eligible, i], probability[i][:, eligible])
+    held_out = rows_of(store, about["cell"]["split"], "held_out", probability)
     seconds = about["impute_seconds"], about["fit_seconds"]
     return TrainedCell(held_out, curves, *seconds, about["chosen"], representation)
 
@@ -625,8 +652,11 @@ def _tasks(store: Store, split: int) -> list[Task]:
             y=labels[:, i],
             train_rows=np.flatnonzero(eligible[:, i] & (part == "train")),
             tuning_rows=np.flatnonzero(eligible[:, i] & (part == "tuning")),
+            weight=weight,
         )
-        for i, disease in enumerate(store.diseases)
+        for i, (disease, weight) in enumerate(
+            zip(store.diseases, weights(store, split), strict=True)
+        )
     ]
 
 

@@ -36,6 +36,7 @@ from ehr_sn.models.train import (
     trials_path,
     tuning_path,
 )
+from ehr_sn.models.weights import taken, weights
 
 NEVER_PRUNED = 5  # trials with whose median a later trial's first seeds are compared
 DIGITS = 3  # of a number that is tried
@@ -81,10 +82,13 @@ class WithoutHeldOut(Store):
     split: int
 
     @cached_property
+    def _seen(self) -> NDArray[np.bool_]:
+        return np.asarray(super().splits()[:, self.split] != "held_out")
+
+    @cached_property
     def _arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.str_]]:
-        splits = super().splits()
-        seen = splits[:, self.split] != "held_out"
-        arrays = super().values()[seen], super().labels()[seen], splits[seen]
+        seen = self._seen
+        arrays = super().values()[seen], super().labels()[seen], super().splits()[seen]
         for array in arrays:
             array.setflags(write=False)  # all trials share them
         return arrays
@@ -97,6 +101,13 @@ class WithoutHeldOut(Store):
 
     def splits(self) -> NDArray[np.str_]:
         return self._arrays[2]
+
+    def subjects(self) -> NDArray[np.int64]:
+        return super().subjects()[self._seen]
+
+    def follow_up(self) -> NDArray[np.float64] | None:
+        days = super().follow_up()
+        return None if days is None else days[self._seen]
 
 
 def _optuna(config: Config) -> ModuleType:
@@ -207,8 +218,10 @@ def _trainer(
     Of the average of the seeds' predictions so far, the mean over diseases. What the method makes
     of the rows is kept from trial to trial.
     """
-    y = store.labels()[store.splits()[:, cell.split] == "tuning"].T
+    tuning = store.splits()[:, cell.split] == "tuning"
+    y = store.labels()[tuning].T
     eligible = ~np.isnan(y)
+    weight = [taken(of_disease, tuning) for of_disease in weights(store, cell.split)]
 
     @lru_cache(maxsize=n_seeds)
     def kept(params: tuple[tuple[str, Any], ...]) -> Completed:
@@ -221,7 +234,7 @@ def _trainer(
                 config, store, cell, [seed], settings, lambda params: kept(tuple(params.items()))
             )
             total += tensors["probability/tuning"][:, 0].numpy()
-            scored = zip(y, total, eligible, strict=True)
-            yield float(np.mean([auroc(labels[k], score[k]) for labels, score, k in scored]))
+            scored = zip(y, total, eligible, weight, strict=True)
+            yield float(np.mean([auroc(t[k], p[k], taken(w, k)) for t, p, k, w in scored]))
 
     return running_aurocs

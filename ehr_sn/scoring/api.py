@@ -258,7 +258,7 @@ class _Service:
                 version=champion.version,
                 sha256=champion.package.sha256,
                 comparison=champion.package.about["comparison"],
-                figures=champion.package.about["figures"],
+                figures=champion.package.reported,
                 features=[
                     Feature(**{key: feature[key] for key in Feature.model_fields})
                     for feature in champion.package.about["features"]

@@ -31,19 +31,19 @@ class CalibrationMap:
     intercept: float
 
     @classmethod
-    def fit(cls, y: ArrayLike, p: ArrayLike) -> CalibrationMap:
-        """By maximum likelihood from labels and probabilities, both (n,).
+    def fit(cls, y: ArrayLike, p: ArrayLike, weight: ArrayLike | None = None) -> CalibrationMap:
+        """By maximum likelihood from labels, probabilities and weights, all (n,).
 
         Predictions without information, or that separate the classes, have no finite slope above
         zero: then only their level is corrected, and the slope is 1. Raises ValueError as
         `metrics.calibration` does.
         """
         positive, p = checked(y, p, ndim=1, probabilities=True)
-        slope = calibration(positive, p).slope
+        slope = calibration(positive, p, weight).slope
         if not slope > 0:  # or NaN
-            return cls(1.0, calibration_in_the_large(positive, p))
+            return cls(1.0, calibration_in_the_large(positive, p, weight))
         model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000)
-        model.fit(_logit(p)[:, None], positive)
+        model.fit(_logit(p)[:, None], positive, weight)
         return cls(float(model.coef_[0, 0]), float(model.intercept_[0]))
 
     def __call__(self, p: ArrayLike) -> NDArray[np.float64]:
@@ -54,7 +54,9 @@ class CalibrationMap:
         return asdict(self)
 
 
-def cross_fitted(y: ArrayLike, p: ArrayLike, subjects: ArrayLike) -> NDArray[np.float64]:
+def cross_fitted(
+    y: ArrayLike, p: ArrayLike, subjects: ArrayLike, weight: ArrayLike | None = None
+) -> NDArray[np.float64]:
     """Each row's probability by a map fitted on other subjects' rows; all of shape (n,).
 
     So a map can be judged on the very rows that there are to fit it. All are NaN where a class has
@@ -67,7 +69,8 @@ def cross_fitted(y: ArrayLike, p: ArrayLike, subjects: ArrayLike) -> NDArray[np.
         return mapped
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     for fit, judge in folds.split(p, positive, subjects):
-        mapped[judge] = CalibrationMap.fit(positive[fit], p[fit])(p[judge])
+        each = None if weight is None else np.asarray(weight)[fit]
+        mapped[judge] = CalibrationMap.fit(positive[fit], p[fit], each)(p[judge])
     return mapped
 
 

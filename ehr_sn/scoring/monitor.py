@@ -17,7 +17,7 @@ from scipy.stats import t as student
 from ehr_sn import __version__, tracking
 from ehr_sn.config import SMALLEST_GROUP, Config, Monitor
 from ehr_sn.errors import DataError
-from ehr_sn.evaluate.metrics import CLIP, calibration
+from ehr_sn.evaluate.metrics import CLIP, Array, Sample, by_subject, calibration, checked
 from ehr_sn.evaluate.report import templates
 from ehr_sn.evaluate.small_cells import shown_share
 from ehr_sn.evaluate.statistics import delong
@@ -26,6 +26,7 @@ from ehr_sn.scoring.chance import HIDDEN, effective, fisher, p_of_bins, p_of_sha
 from ehr_sn.scoring.outcomes import Outcomes, is_store, read_outcomes, told
 from ehr_sn.scoring.profile import PROFILE
 from ehr_sn.scoring.registry import told as registry_faults
+from ehr_sn.strict_json import plain
 
 ABOUT = 0.9  # of an approximate number of subjects, what there surely are
 
@@ -35,7 +36,7 @@ class Drift:
     """One thing that is watched.
 
     what, where : of which feature, disease, or code of which table
-    then, now : what it was at the training, on training or tuning rows, and is in these scores;
+    then, now : what it was at the training, on training or held-out rows, and is in these scores;
         None where there is nothing to compare with
     by, limit : how far they differ, and how far they may
     p : how often chance alone would make them differ so much or more; 1 where they do not differ
@@ -287,19 +288,6 @@ def psi(now: ArrayLike, then: ArrayLike) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
-def plain(told: Any) -> Any:
-    """The same, with None for each number that JSON has no word for.
-
-    >>> plain({"slope": float("nan"), "areas": [0.5, float("inf")]})
-    {'slope': None, 'areas': [0.5, None]}
-    """
-    if isinstance(told, dict):
-        return {name: plain(value) for name, value in told.items()}
-    if isinstance(told, list | tuple):
-        return [plain(value) for value in told]
-    return None if isinstance(told, float) and not np.isfinite(told) else told
-
-
 def _missing_rates(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> Iterator[Drift]:
     rows = now["rows"]
     tell = worth(rows, now.get("squares"))
@@ -424,16 +412,16 @@ def _unknown(codes: dict[str, Any]) -> float:
 def _performance(
     rule: Monitor, outcomes: dict[str, dict[str, float]], figures: dict[str, dict[str, float]]
 ) -> Iterator[Drift | Unwatched]:
-    """What it was is known only as well as the tuning rows tell: they widen the standard error."""
-    for disease, tuning in figures.items():
+    """What it was is known only as well as held-out rows tell: they widen the standard error."""
+    for disease, before in figures.items():
         now = outcomes.get(disease)
         if now is None:
             reason = f"fewer than {SMALLEST_GROUP} labels of either class"
             yield Unwatched("performance", disease, reason)
             continue
-        widened = np.sqrt(1 + now["n"] / tuning["n"])
+        widened = np.sqrt(1 + now["n"] / before["n"])
         for name, then, limit in (
-            ("auroc", tuning["auroc"], rule.auroc_drop),
+            ("auroc", before["auroc"], rule.auroc_drop),
             ("calibration_slope", 1.0, rule.calibration_slope),
             ("calibration_intercept", 0.0, rule.calibration_intercept),
         ):
@@ -453,53 +441,53 @@ def _by_disease(known: Outcomes) -> dict[str, dict[str, float]]:
     found = {}
     for disease in np.unique(known.disease):
         of_it = known.disease == disease
-        y, p, subject = known.positive[of_it], known.probability[of_it], known.subject[of_it]
+        y, weight = known.positive[of_it], known.weight[of_it]
         if min(y.sum(), (~y).sum()) >= SMALLEST_GROUP:
-            found[str(disease)] = judged(y, p, subject)
+            alike = None if (weight == 1).all() else weight
+            found[str(disease)] = judged(
+                Sample(y, known.probability[of_it], known.subject[of_it], alike)
+            )
     return found
 
 
-def judged(
-    y: NDArray[np.bool_], p: NDArray[np.float64], subject: NDArray[np.int64]
-) -> dict[str, float]:
-    """Figures of one disease whose labels are known; all of shape (rows,), 11 of either class.
+def judged(sample: Sample) -> dict[str, float]:
+    """Figures of one disease whose labels are known, of 11 rows of either class.
 
-    `subject` are codes from 0 on. Standard errors of calibration are those of a calibrated model.
+    Standard errors of calibration are those of a calibrated model.
     """
-    area, found = delong(y, p), calibration(y, p)
+    y, p = checked(sample.y, sample.p, ndim=1, probabilities=True)
+    area, found = delong(*sample), calibration(y, p, sample.weight)
     lp = logit(np.clip(p, CLIP, 1 - CLIP))
-    weight = p * (1 - p)
-    centred = lp - np.average(lp, weights=weight)
-    classes = [len(np.unique(subject[of_class])) for of_class in (y, ~y)]
+    information = sample.each * p * (1 - p)
+    centred = lp - np.average(lp, weights=information)
+    surprise = sample.each * (y - p)
     return {
-        "n": float(len(y)),
-        "n_positive": float(y.sum()),
-        "subjects_of_a_class": float(min(classes)),
-        "mean_prediction": float(p.mean()),
-        "observed_rate": float(y.mean()),
+        "n": float(area.n),
+        "n_positive": float(area.n_positive),
+        "subjects_of_a_class": float(min(sample.subjects_by_class)),
+        "mean_prediction": sample.mean(p),
+        "observed_rate": sample.mean(y),
         "auroc": area.value,
         "auroc_se": area.se,
         "auroc_ci_low": area.ci_low,
         "auroc_ci_high": area.ci_high,
         "calibration_slope": found.slope,
-        "calibration_slope_se": _error((y - p) * centred, weight * centred**2, subject),
+        "calibration_slope_se": _error(surprise * centred, information * centred**2, sample),
         "calibration_intercept": found.intercept,
-        "calibration_intercept_se": _error(y - p, weight, subject),
+        "calibration_intercept_se": _error(surprise, information, sample),
     }
 
 
-def _error(
-    score: NDArray[np.float64], information: NDArray[np.float64], subject: NDArray[np.int64]
-) -> float:
-    """Standard error of a maximum likelihood estimate, by subject; all of shape (rows,).
+def _error(score: Array, information: Array, sample: Sample) -> float:
+    """Standard error of a maximum likelihood estimate, by subject; both of shape (rows,).
 
-    The model's, 1 / √Σ information; where subjects have several rows, the sandwich's with scores
-    added up by subject (K.-Y. Liang and S. L. Zeger, Biometrika 73:13, 1986) if that is larger.
+    The model's, 1 / √Σ information; where subjects have several rows, or rows stand for others, the
+    sandwich's with scores added up by subject (K.-Y. Liang and S. L. Zeger, Biometrika 73:13, 1986)
+    if that is larger.
     """
     total = information.sum()
-    meat = (np.bincount(subject, weights=score) ** 2).sum()
-    several = len(np.unique(subject)) < len(subject)
-    return float(np.sqrt(max(total, meat) if several else total) / total)
+    meat = np.square(by_subject(score[None], sample.owners)).sum()
+    return float(np.sqrt(total if sample.simple else max(total, meat)) / total)
 
 
 def _read(scores: Path) -> dict[str, Any]:

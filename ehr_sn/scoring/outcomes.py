@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import glob
 import gzip
-import json
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ehr_sn.config import Clock, Config
@@ -26,12 +26,13 @@ from ehr_sn.errors import DataError
 from ehr_sn.evaluate.small_cells import is_small
 from ehr_sn.ingest.cells import as_subject
 from ehr_sn.ingest.pseudonyms import create_function
-from ehr_sn.ingest.sql import identifier, is_integer, literal, literals, typed_columns
+from ehr_sn.ingest.sql import is_integer, literal, literals, stands_for_nobody, typed_columns
+from ehr_sn.ingest.store import Store
 from ehr_sn.ingest.tables import connect
 from ehr_sn.ingest.times import moment_of
+from ehr_sn.models.weights import weights
 
 COLUMNS = ("subject_id", "prediction_time", "disease", "label")
-NOBODY = ("", "NA", "NULL", r"\N")  # written where a table has no subject
 
 NO_SUBJECT = "no subject_id"
 NO_TIME = "no prediction_time"
@@ -50,6 +51,7 @@ class Outcomes:
 
     disease, probability, positive : what was scored, the score, and what became of it
     subject : codes from 0 on; rows of one subject have the same
+    weight : what each row of a store stands for, as in `metrics.Sample`; of a table, 1
     rows, met : of the table, how many there are, and how many met a score, each once; a row that
         did may have an empty label
     unused : rows that met none or repeat another, by reason
@@ -62,6 +64,7 @@ class Outcomes:
     probability: NDArray[np.float64]
     positive: NDArray[np.bool_]
     subject: NDArray[np.int64]
+    weight: NDArray[np.float64]
     rows: int = 0
     met: int = 0
     unused: dict[str, int] = field(default_factory=dict)
@@ -83,12 +86,15 @@ def read_outcomes(config: Config, scores: Path, labels: Path) -> Outcomes:
                 disease::VARCHAR AS disease, probability FROM {_parquet(parts)}"""
         )
         if is_store(labels):
-            return _joined(db, _of_store(labels), "subject_id::VARCHAR", "prediction_time")
+            db.register("of_store", _of_store(Store(labels)))
+            return _joined(db, "FROM of_store", "subject_id::VARCHAR", "prediction_time")
         timed = config.cohort.prediction_time is not None
         _read(db, labels, timed)
         _judge(db, config, timed)
         _refuse(db, labels)
-        usable = "SELECT subject, time, disease, label FROM judged WHERE reason IS NULL"
+        usable = (
+            "SELECT subject, time, disease, label, 1.0 AS weight FROM judged WHERE reason IS NULL"
+        )
         found = _joined(db, usable, "subject_id", "prediction_time" if timed else "NULL")
         counted = db.execute(
             "SELECT reason, count(*) FROM judged GROUP BY 1 ORDER BY 2 DESC, 1"
@@ -129,9 +135,9 @@ def told(rows: int, met: int, unused: Mapping[str, int], smallest: int = 0) -> l
 
 
 def _joined(db: duckdb.DuckDBPyConnection, known: str, subject: str, time: str) -> Outcomes:
-    """Join the scores with the SQL of known labels: subject, time, disease and label."""
+    """Join the scores with the SQL of known labels: subject, time, disease, label and weight."""
     joined = db.execute(
-        f"""SELECT scored.disease, probability, label = 1 AS positive,
+        f"""SELECT scored.disease, probability, label = 1 AS positive, weight::DOUBLE AS weight,
             dense_rank() OVER (ORDER BY scored.subject_id) - 1 AS subject
         FROM scored JOIN ({known}) AS known ON known.subject = scored.{subject}
             AND known.time IS NOT DISTINCT FROM {time} AND known.disease = scored.disease
@@ -142,17 +148,26 @@ def _joined(db: duckdb.DuckDBPyConnection, known: str, subject: str, time: str) 
         joined["probability"],
         joined["positive"].astype(bool),
         joined["subject"].astype(np.int64),
+        np.asarray(joined["weight"]),
     )
 
 
-def _of_store(labels: Path) -> str:
-    diseases = json.loads((labels / "manifest.json").read_text())["labels"]
-    parts = sorted((labels / "labels").glob("*.parquet")) or [labels / "labels.parquet"]
-    return " UNION ALL ".join(
-        f"SELECT subject_id::VARCHAR AS subject, prediction_time AS time, "
-        f"{literal(disease)} AS disease, {identifier(disease)} AS label FROM {_parquet(parts)}"
-        for disease in diseases
-    )
+def _of_store(store: Store) -> pa.Table:
+    """Labels of a store, a row each, and what each row stands for: itself, and those who left."""
+    keys, labels = store.read("labels", ["subject_id", "prediction_time"]), store.labels()
+    tables = []
+    for i, (disease, weight) in enumerate(zip(store.diseases, weights(store, None), strict=True)):
+        known = np.flatnonzero(~np.isnan(labels[:, i]))
+        mine = keys.take(known)
+        columns = {
+            "subject": mine["subject_id"].cast(pa.string()),
+            "time": mine["prediction_time"],
+            "disease": pa.repeat(disease, len(known)),
+            "label": labels[known, i],
+            "weight": np.ones(len(known)) if weight is None else weight[known],
+        }
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
 
 
 def _parquet(files: Sequence[Path]) -> str:
@@ -177,7 +192,7 @@ def _read(db: duckdb.DuckDBPyConnection, labels: Path, timed: bool) -> None:
         text = f"lower(({label[0]})::VARCHAR)"
         db.execute(
             f"""CREATE TABLE given AS SELECT row_number() OVER () AS row,
-                CASE WHEN ({id_[0]})::VARCHAR NOT IN ({literals(NOBODY)})
+                CASE WHEN NOT {stands_for_nobody(f"({id_[0]})::VARCHAR")}
                     THEN ({id_[0]})::VARCHAR END AS id,
                 CASE WHEN {timed} AND isfinite(({moment})::TIMESTAMP) THEN {moment} END AS time,
                 ({time[0]}) IS NOT NULL AS time_given,

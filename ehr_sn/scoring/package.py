@@ -29,7 +29,7 @@ from safetensors.torch import load, save_file
 
 from ehr_sn.config import EXTRAS, SMALLEST_GROUP, Config, baseline_is_installed, digest
 from ehr_sn.errors import DataError, EhrSnError, did_you_mean
-from ehr_sn.evaluate.metrics import auprc, brier, calibration
+from ehr_sn.evaluate.metrics import Sample, auprc, brier, calibration
 from ehr_sn.evaluate.statistics import delong
 from ehr_sn.ingest.store import Store
 from ehr_sn.models.baselines import BASELINES
@@ -44,7 +44,16 @@ from ehr_sn.models.predict import (
     read_tuning,
     tuning_probability,
 )
-from ehr_sn.models.train import Cell, Comparison, Tensors, blended, cell_path, members_of
+from ehr_sn.models.train import (
+    Cell,
+    Comparison,
+    Tensors,
+    blended,
+    cell_path,
+    comparisons,
+    members_of,
+    read_cell,
+)
 from ehr_sn.models.trees import trees_from_state
 from ehr_sn.scoring.calibrate import CalibrationMap, cross_fitted
 from ehr_sn.scoring.reference import bins, reference
@@ -90,6 +99,12 @@ class Package:
     @property
     def disease(self) -> str:
         return str(self.about["disease"])
+
+    @property
+    def reported(self) -> dict[str, Any]:
+        """Figures on held-out rows, which chose nothing; on tuning rows in older packages."""
+        found: dict[str, Any] = self.about.get("held_out", self.about["figures"])
+        return found
 
     @cached_property
     def calibration(self) -> CalibrationMap:
@@ -283,6 +298,7 @@ def write_package(
         "cell": cell_path(config, store, cell).stem,
         "features": [_described(feature) for feature in store.manifest["features"]],
         "config": store.manifest["config"],
+        "chosen_among": chosen_among(config),
         **_learned(config, store, cell, disease),
         "versions": {name: version(name) for name in _libraries(model)},
     }
@@ -394,6 +410,14 @@ def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[dict[
     return about | {"preparation": asdict(preparation)}, method | networks
 
 
+def chosen_among(config: Config) -> int:
+    """Of how many candidates the tuning rows chose: all comparisons, each with all of its trials.
+
+    Who names a comparison may have looked at their figures before.
+    """
+    return len(comparisons(config)) * max(1, config.tune.trials)
+
+
 def _seeds_of(config: Config, cell: Cell) -> int:
     """Models to keep: one where nothing is drawn, and one fit stands for all seeds."""
     if members := members_of(config, cell):
@@ -417,15 +441,17 @@ def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str
     """The calibration map, figures of it, and what later rows and scores are compared with."""
     split = store.splits()[:, cell.split]
     tuning = read_tuning(config, store, cell)[disease]
-    calibrate = CalibrationMap.fit(tuning.y, tuning.ensemble)
+    held_out = read_cell(cell_path(config, store, cell), store).held_out[disease]
+    calibrate = CalibrationMap.fit(tuning.y, tuning.ensemble, tuning.weight)
     place = store.diseases.index(disease)
     eligible = ~np.isnan(store.labels()[split == "tuning", place])
     everyone = tuning_probability(config, store, cell)[place].mean(axis=0)
     subjects = store.read("values", ["subject_id"])["subject_id"].to_numpy()[split == "tuning"]
-    mapped = cross_fitted(tuning.y, tuning.ensemble, subjects[eligible])
+    mapped = cross_fitted(tuning.y, tuning.ensemble, subjects[eligible], tuning.weight)
     return {
         "calibration": calibrate.as_dict(),
-        "figures": figures(tuning.y, mapped, tuning.ensemble),
+        "figures": figures(tuning.sample, mapped),
+        "held_out": figures(held_out.sample, calibrate(held_out.ensemble)),
         "training": _training(store, cell.split),
         "scores": bins(  # whoever is scored later may be ill already, too
             calibrate(everyone), np.unique(subjects, return_inverse=True)[1]
@@ -454,25 +480,24 @@ def _codes(manifest: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def figures(
-    y: NDArray[np.floating], p: NDArray[np.floating], ranks: NDArray[np.floating]
-) -> dict[str, float | int | None]:
-    """How good calibrated probabilities are on tuning rows; all of shape (rows,).
+def figures(sample: Sample, p: NDArray[np.floating]) -> dict[str, float | int | None]:
+    """How good calibrated probabilities `p`, (rows,), of a sample of rows are.
 
-    Areas are those of `ranks`: probabilities from maps of several folds do not rank alike. None
-    stands for what is not known, and for fewer than 11 subjects.
+    Areas are those of the sample's own probabilities: those from maps of several folds do not rank
+    alike. None stands for what is not known, and for fewer than 11 subjects.
     """
-    area = delong(y, ranks)
+    y, ranks, _, weight = sample
+    area = delong(*sample)
     known = not np.isnan(p).any()
-    slope, intercept = calibration(y, p) if known else (np.nan, np.nan)
+    slope, intercept = calibration(y, p, weight) if known else (np.nan, np.nan)
     told = {
         "n": area.n,
-        "n_positive": area.n_positive if area.n_positive >= SMALLEST_GROUP else np.nan,
+        "n_positive": area.n_positive if sample.subjects_by_class[0] >= SMALLEST_GROUP else np.nan,
         "auroc": area.value,
         "auroc_ci_low": area.ci_low,
         "auroc_ci_high": area.ci_high,
-        "auprc": auprc(y, ranks),
-        "brier": float(brier(y, p)) if known else np.nan,
+        "auprc": auprc(y, ranks, weight),
+        "brier": float(brier(y, p, weight)) if known else np.nan,
         "calibration_slope": slope,
         "calibration_intercept": intercept,
     }

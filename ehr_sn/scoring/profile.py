@@ -86,7 +86,7 @@ def expected(packages: Sequence[Package]) -> dict[str, Any]:
     return {
         "training": packages[0].about["training"],
         "scores": {package.disease: package.about["scores"] for package in packages},
-        "figures": {package.disease: package.about["figures"] for package in packages},
+        "figures": {package.disease: package.reported for package in packages},
     }
 
 

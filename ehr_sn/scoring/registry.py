@@ -437,9 +437,10 @@ def _add(client: MlflowClient, config: Config, name: str, package: Package) -> i
             "ehr_sn.store": about["store"],
             **{f"ehr_sn.{key}": value for key, value in about["comparison"].items()},
             **{
-                f"ehr_sn.tuning_{k}": f"{v:.6g}"
-                for k, v in about["figures"].items()
-                if v is not None
+                f"ehr_sn.{rows}_{name}": f"{value:.6g}"
+                for rows, figures in (("tuning", about["figures"]), ("held_out", about["held_out"]))
+                for name, value in figures.items()
+                if value is not None
             },
         },
         # Without a run MLflow would look the model up wherever its global address points; a server

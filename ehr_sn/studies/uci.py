@@ -314,8 +314,8 @@ def _trained(
             for task in range(n_tasks):
                 y = np.full(len(stacked), np.nan, dtype=np.float32)
                 y[place * n : (place + 1) * n] = labels[:, task]
-                at = (np.flatnonzero(part) + place * n for part in (train, tuning))
-                tasks.append(Task(f"class {task} of fold {f}", y, *at))
+                at = [np.flatnonzero(part) + place * n for part in (train, tuning)]
+                tasks.append(Task(f"class {task} of fold {f}", y, at[0], at[1]))
         architecture = Architecture(
             training.hidden,
             sparsity_norm=how.sparsity_norm,

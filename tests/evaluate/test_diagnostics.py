@@ -193,7 +193,8 @@ def made_store(folder: Path, mask, label, names) -> Store:
     splits = pd.DataFrame({"subject_id": ids, "split": dealt})
     splits.to_parquet(folder / "splits.parquet", index=False)
     features = [{"name": name, "aggregate": None} for name in names]
-    manifest = {"features": features, "labels": {"ill": {}}}
+    config = {"labels": {"ill": {"positive": "ill == 1", "negative": "ill == 0"}}}
+    manifest = {"features": features, "labels": {"ill": {}}, "config": config}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return Store(folder)
 

@@ -563,3 +563,10 @@ def test_the_worked_example_works(tmp_path):
         "eligible": 200,
         "positive": 100,
     }
+
+
+def test_tables_of_very_many_columns_are_staged_alike(features, monkeypatch):
+    """DuckDB 2.0.0 then plans without two optimisers (findings/duckdb_plans_of_many_columns.sh)."""
+    plain = features()
+    monkeypatch.setattr("ehr_sn.ingest.wide.MANY_COLUMNS", 0)
+    assert features() == plain

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from ehr_sn import cli, tracking
 from ehr_sn.config import Monitor
 from ehr_sn.errors import DataError
+from ehr_sn.evaluate.metrics import Sample
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.scoring.monitor import (
     Drift,
@@ -265,7 +266,7 @@ def packages(rows: np.ndarray, subjects: np.ndarray | None = None) -> list[Any]:
     names = [f"x{i}" for i in range(rows.shape[1])]
     scores = bins(np.random.default_rng(9).random(2000))
     about = {"training": reference(rows, names, subjects), "scores": scores, "figures": {}}
-    return [SimpleNamespace(features=names, disease="gout", about=about)]
+    return [SimpleNamespace(features=names, disease="gout", about=about, reported={})]
 
 
 def night(rng: np.random.Generator, of: list[Any], rows: np.ndarray, each: int = 1) -> set[str]:
@@ -413,20 +414,20 @@ def test_performance_is_on_the_pages_budget_and_what_has_no_estimate_is_not_watc
     p = rng.uniform(0.1, 0.9, 400)
     y, subject = rng.random(400) < p, np.arange(400)
     figures = {"gout": {"n": 500, "auroc": 0.77}, "asthma": {"n": 500, "auroc": 0.7}}
-    *sound, other = _performance(Monitor(), {"gout": judged(y, p, subject)}, figures)
+    *sound, other = _performance(Monitor(), {"gout": judged(Sample(y, p, subject))}, figures)
     assert [drift.alarm for drift in sound if isinstance(drift, Drift)] == [False] * 3
     assert other == Unwatched("performance", "asthma", "fewer than 11 labels of either class")
-    found = [*_performance(Monitor(), {"gout": judged(~y, p, subject)}, figures)][:3]
+    found = [*_performance(Monitor(), {"gout": judged(Sample(~y, p, subject))}, figures)][:3]
     alarms = [drift.what for drift in found if isinstance(drift, Drift) and drift.alarm]
     assert alarms == ["AUROC", "calibration slope"]
-    fewer = judged(rng.random(400) < p**3, p, subject)
+    fewer = judged(Sample(rng.random(400) < p**3, p, subject))
     *_, intercept = [*_performance(Monitor(), {"gout": fewer}, figures)][:3]
     assert isinstance(intercept, Drift)
     assert intercept.alarm
-    apart = judged(p > 0.5, p, subject)
+    apart = judged(Sample(p > 0.5, p, subject))
     found = [*_performance(Monitor(), {"gout": apart}, figures)]
     assert {thing.what for thing in found if isinstance(thing, Unwatched)} == {
-        "performance", "AUROC", "calibration slope",
+        "performance", "calibration slope",
     }  # fmt: skip
     text = json.dumps(
         Monitored({"fingerprint": "", "scored_at": "", "rows": 400, "models": {}}, (), (),
@@ -454,8 +455,8 @@ def test_rows_of_one_subject_make_calibration_no_surer() -> None:
     rng = np.random.default_rng(0)
     p = rng.uniform(0.1, 0.9, 300)
     y, subject = rng.random(300) < p, np.arange(300)
-    once = judged(y, p, subject)
-    often = judged(*(np.repeat(each, 5) for each in (y, p, subject)))
+    once = judged(Sample(y, p, subject))
+    often = judged(Sample(*(np.repeat(each, 5) for each in (y, p, subject))))
     assert often["subjects_of_a_class"] == once["subjects_of_a_class"]
     for name in ("calibration_slope_se", "calibration_intercept_se"):
         assert often[name] == pytest.approx(once[name], rel=0.1)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from ehr_sn.config import baseline_is_installed
 from ehr_sn.errors import DataError, EhrSnError
-from ehr_sn.evaluate.metrics import auroc
+from ehr_sn.evaluate.metrics import auroc, brier
 from ehr_sn.models.predict import load_predictor
 from ehr_sn.models.train import NOTHING, Cell, cell_path, comparisons
 from ehr_sn.scoring.package import (
@@ -244,6 +245,18 @@ def test_calibration_changes_no_ranking_and_is_judged_on_subjects_it_was_not_fit
         assert figures["calibration_slope"] != pytest.approx(1, abs=1e-4)  # as it would be refitted
         assert figures["calibration_slope"] == pytest.approx(1, abs=0.2)
         assert abs(figures["calibration_intercept"]) < 0.1
+
+
+def test_what_is_reported_of_a_model_is_of_rows_that_chose_nothing(clinic, packages) -> None:
+    held_out = clinic.store.splits()[:, 0] == "held_out"
+    package = packages[0]
+    y = clinic.store.labels()[held_out, clinic.store.diseases.index(package.disease)]
+    p, known = package.score(clinic.store.values()[held_out]).probability, ~np.isnan(y)
+    assert package.reported["n"] == known.sum() != package.about["figures"]["n"]
+    assert package.reported["auroc"] == pytest.approx(auroc(y[known], p[known]))
+    assert package.reported["brier"] == pytest.approx(brier(y[known], p[known]))
+    older = {k: v for k, v in package.about.items() if k != "held_out"}
+    assert replace(package, about=older).reported == package.about["figures"]
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

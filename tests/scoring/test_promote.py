@@ -9,7 +9,7 @@ from ehr_sn.errors import ConfigError
 from ehr_sn.evaluate.diagnostics import LeakAudit, MaskLeak, leak_audit
 from ehr_sn.evaluate.statistics import AUROC
 from ehr_sn.scoring.package import Package, read_package, write_package
-from ehr_sn.scoring.promote import Decision, decide
+from ehr_sn.scoring.promote import Decision, decide, level
 
 SURE = AUROC.from_se(0.9, 0.01, n=300, n_positive=50)
 
@@ -36,6 +36,26 @@ def test_a_model_is_not_worse_than_itself(clinic, package) -> None:
     decision = judged(clinic, package, package, rules={"margin": 0})
     assert decision.promoted
     assert decision.figures["auroc_difference"] == 0
+
+
+def test_a_challenger_chosen_among_many_has_more_to_show_than_one_that_was_not(
+    clinic, package
+) -> None:
+    assert package.about["chosen_among"] == 3  # comparisons of the configuration
+    alone, many = (with_about(package, chosen_among=n) for n in (1, 30))
+    for challenger, champion, confidence in (
+        (alone, alone, 0.95),
+        (many, many, 0.95),
+        (alone, many, 0.95),
+        (many, alone, 1 - 0.05 / 30),
+    ):
+        decision = judged(clinic, challenger, champion, rules={"margin": 0})
+        assert decision.figures["confidence"] == pytest.approx(confidence)
+    before = {k: v for k, v in package.about.items() if k != "chosen_among"}
+    older = replace(package, about=before)
+    assert level(package, older) == pytest.approx(0.05 / 3)
+    worse = judged(clinic, many, alone, rules={"margin": 0})
+    assert worse.promoted  # the same model: no difference, and no error of it
 
 
 def test_a_model_of_other_splits_is_not_compared_unless_that_is_allowed(clinic, package) -> None:
