@@ -31,6 +31,7 @@ from scipy.special import expit
 from scipy.stats import binomtest
 
 from ehr_sn.config import Monitor
+from ehr_sn.evaluate.metrics import Sample
 from ehr_sn.evaluate.statistics import delong
 from ehr_sn.scoring.monitor import compare, judged
 from ehr_sn.scoring.profile import Profile, expected
@@ -107,7 +108,7 @@ def one_night(
         for package, p in zip(packages, scores, strict=True):
             y = rng.random(len(p)) < p
             if min(y.sum(), (~y).sum()) >= 11:
-                outcomes[package.disease] = judged(y, p, subjects)
+                outcomes[package.disease] = judged(Sample(y, p, subjects))
     now = profile.as_dict() | {"codes": {}}
     drifts, _ = compare(Monitor(), now, expected(packages), outcomes)
     return {(drift.what, drift.where) for drift in drifts if drift.alarm}
@@ -125,7 +126,8 @@ def trained(rng: np.random.Generator, features: int, rows: int) -> list[Any]:
             "scores": bins(p),
             "figures": {"n": area.n, "auroc": area.value},
         }
-        packages.append(SimpleNamespace(features=names, disease=f"disease {i}", about=about))
+        told = {"features": names, "disease": f"disease {i}", "about": about, "reported": {}}
+        packages.append(SimpleNamespace(**told))
     return packages
 
 

@@ -134,7 +134,14 @@ def _among(rows: NDArray[np.bool_], found: Splits, store: Store) -> Splits:
         for split, held_out in enumerate(found[disease]):
             eligible = (dealt[:, split] == "held_out") & ~np.isnan(labels[:, i])
             kept = rows[eligible]
-            among[disease].append(HeldOut(held_out.y[kept], held_out.probability[:, kept]))
+            whose = held_out.subject, held_out.weight
+            among[disease].append(
+                HeldOut(
+                    held_out.y[kept],
+                    held_out.probability[:, kept],
+                    *(None if part is None else part[kept] for part in whose),
+                )
+            )
     return among
 
 

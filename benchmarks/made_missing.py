@@ -81,7 +81,13 @@ def unexplained(store: Store, held_out: dict[str, list[HeldOut]]) -> float:
     slopes = []
     for i, splits in enumerate(held_out.values()):
         told = [
-            (one.y, one.ensemble, count[(dealt[:, s] == "held_out") & ~np.isnan(y[:, i])])
+            (
+                one.y,
+                one.ensemble,
+                count[(dealt[:, s] == "held_out") & ~np.isnan(y[:, i])],
+                one.subject,
+                one.weight,
+            )
             for s, one in enumerate(splits)
         ]
         slopes.append(sparsity_bias(told).unexplained)

@@ -40,11 +40,10 @@ from threadpoolctl import threadpool_limits
 
 from ehr_sn.config import Config, load_config
 from ehr_sn.evaluate.metrics import CLIP, auroc, calibration
-from ehr_sn.evaluate.statistics import delong, paired_delong
+from ehr_sn.evaluate.statistics import Z95, delong, paired_delong
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.models.train import PREDICTED, Cell, comparisons, train_cell
 from ehr_sn.scoring.calibrate import CalibrationMap, cross_fitted
-from ehr_sn.scoring.monitor import SURE
 from ehr_sn.scoring.promote import LEVEL
 
 FEATURES, MISSING = 20, 0.3
@@ -378,7 +377,7 @@ def see(
         for i, rows in enumerate((t, h)):
             areas[i, :, o] = auroc(y[rows], p[:, o, rows])
         for k in range(shape[0]):
-            sure = SURE * np.sqrt(1 + h.sum() / t.sum()) * delong(y[h], p[k, o, h]).se
+            sure = Z95 * np.sqrt(1 + h.sum() / t.sum()) * delong(y[h], p[k, o, h]).se
             alarm[k, o] = areas[0, k, o] - areas[1, k, o] - sure > config.monitor.auroc_drop
             bound[k, o] = lowest(y[t], p[k, o, t], p[0, o, t])
     for k in {0, int(areas[0, :-1].mean(axis=1).argmax()), shape[0] - 1}:

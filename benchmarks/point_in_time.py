@@ -61,7 +61,7 @@ def main() -> None:
                 for split in range(config.splits.repeats):
                     path = train_cell(config, store, Cell(*comparison, split))
                     held_out = read_cell(path, store).held_out.values()
-                    found.append([auroc(rows.y, rows.ensemble) for rows in held_out])
+                    found.append([auroc(rows.y, rows.ensemble, rows.weight) for rows in held_out])
                 areas = np.mean(found, axis=0)
                 told = " | ".join(f"{area:.3f}" for area in areas)
                 bmi = "with" if with_bmi else "without"

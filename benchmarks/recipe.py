@@ -33,6 +33,7 @@ from ehr_sn.missing.amputate import MECHANISMS, Amputation
 from ehr_sn.models.methods import find_method
 from ehr_sn.models.mlp import StackedMLP
 from ehr_sn.models.train import Cell, train_cell
+from ehr_sn.models.weights import Weights, taken, weights
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,21 @@ class Split:
     y: np.ndarray
     train: np.ndarray
     tuning: np.ndarray
+    weights: tuple[Weights, ...]
 
 
 def read_splits(store: Store, n_splits: int) -> list[Split]:
     values, y, splits = store.values(), store.labels(), store.splits()
     rows = [[np.flatnonzero(s == name) for name in ("train", "tuning")] for s in splits.T]
-    return [Split(i, values, y, *rows[i]) for i in range(n_splits)]
+    return [Split(i, values, y, *rows[i], weights(store, i)) for i in range(n_splits)]
 
 
 def tuning_aurocs(split: Split, probability: np.ndarray) -> np.ndarray:
     """AUROC of each disease, from probabilities (diseases, tuning rows)."""
     y = split.y[split.tuning].T
     known = ~np.isnan(y)
-    return np.array([auroc(t[k] == 1, p[k]) for t, p, k in zip(y, probability, known, strict=True)])
+    rows = zip(y, probability, known, split.weights, strict=True)
+    return np.array([auroc(t[k] == 1, p[k], taken(w, split.tuning[k])) for t, p, k, w in rows])
 
 
 def networks(
@@ -144,11 +147,12 @@ def judge_trees(splits: list[Split], seeds: int, settings: dict) -> np.ndarray:
                     max_features=0.5,
                     early_stopping=False,
                     random_state=seed,
-                ).fit(split.values[train], y[train])
+                ).fit(split.values[train], y[train], taken(split.weights[i], train))
                 staged = trees.staged_predict_proba(split.values[tuning])
                 stages.append(np.stack([p[:, 1] for p in staged][4::5]))
             ensemble = np.mean(stages, axis=0)
-            scores.append(max(auroc(y[tuning] == 1, p) for p in ensemble))
+            weight = taken(split.weights[i], tuning)
+            scores.append(max(auroc(y[tuning] == 1, p, weight) for p in ensemble))
     return np.reshape(scores, (len(splits), -1)).mean(axis=0)
 
 

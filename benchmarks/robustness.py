@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehr_sn.config import Config, load_config
-from ehr_sn.evaluate.metrics import auroc
+from ehr_sn.evaluate.metrics import Sample, auroc
 from ehr_sn.ingest.store import Store, ingest
 from ehr_sn.missing.amputate import Amputation, Mechanism
 from ehr_sn.models.predict import Predict, load_predictor
 from ehr_sn.models.train import NOTHING, Cell, train_cell
+from ehr_sn.models.weights import Weights, taken, weights
 
 UNMASKED = "recipe, without random masking"
 MODELS = [
@@ -95,17 +96,19 @@ def amputated(store: Store, split: int, part: str, rate: float) -> dict[str, NDA
     return tables
 
 
-def judged(predicted: Sequence[NDArray[np.float32]], y: NDArray[np.float32]) -> NDArray[np.float64]:
+def judged(
+    predicted: Sequence[NDArray[np.float32]], y: NDArray[np.float32], weight: Sequence[Weights]
+) -> NDArray[np.float64]:
     """(losses, diseases, 2): AUROC and mean prediction of the eligible rows.
 
     `predicted` are probabilities (diseases, seeds, rows), one array a loss.
     """
-    eligible = ~np.isnan(y)
     return np.array(
         [
             [
-                (auroc(truth[known] == 1, p[known]), p[known].mean())
-                for truth, known, p in zip(y, eligible, one.mean(axis=1), strict=True)
+                (auroc(s.y, s.p, s.weight), s.mean(s.p))
+                for truth, p, w in zip(y, one.mean(axis=1), weight, strict=True)
+                for s in [Sample(truth, p, None, w).where(~np.isnan(truth))]
             ]
             for one in predicted
         ]
@@ -156,12 +159,15 @@ def main() -> None:
     print(f"{len(splits)} splits\n\n| | nothing lost | {' | '.join(LOSSES)} |")
     print("|---" * (len(LOSSES) + 2) + "|")
     blends = [(NOTHING, NOTHING, name) for name in config.train.blends]
-    truth = [store.labels()[store.splits()[:, split] == args.rows].T for split in splits]
+    rows = [store.splits()[:, split] == args.rows for split in splits]
+    truth = [store.labels()[mine].T for mine in rows]
+    weight = [[taken(w, rows[split]) for w in weights(store, split)] for split in splits]
     for model in MODELS + blends:
         found = []
         for split in splits:
             predict = trained(config, store, Cell(*model, split))
-            found.append(judged([predict(t) for t in tables[split].values()], truth[split]))
+            lost = [predict(table) for table in tables[split].values()]
+            found.append(judged(lost, truth[split], weight[split]))
         print(line(named(model), np.array(found)), flush=True)
     for name, models in INFORMED.items():
         found = []
@@ -171,7 +177,7 @@ def main() -> None:
                 np.mean([trained(config, one, Cell(*m, split))(table) for m in models], axis=0)
                 for one, table in zip(stores, tables[split].values(), strict=True)
             ]
-            found.append(judged(predicted, truth[split]))
+            found.append(judged(predicted, truth[split], weight[split]))
         print(line(f"{name}, trained on such rows", np.array(found)), flush=True)
 
 
