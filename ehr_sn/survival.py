@@ -146,18 +146,27 @@ def _still_followed_by(
     """As `still_followed`, of the rows `known`, each with its own covariates."""
     x = _standardised(covariates, fit)
     left = (status == LEFT) & (days < horizon)
-    b, times, hazard = _cox(x[fit], days[fit], left[fit])
-    until = np.concatenate([[0.0], np.cumsum(hazard)])[np.searchsorted(times, days[known])]
-    return np.exp(-until * np.exp(x[known] @ b))
+    # At equal times those who fell ill or died come first: they were not there to leave any more.
+    there = np.where(left | (days >= horizon), days, np.nextafter(days, -np.inf))
+    b, times, hazard = _cox(x[fit], there[fit], left[fit])
+    stays = np.log1p(-np.minimum(hazard, 1 - 1e-12))  # a product, as Kaplan and Meier's
+    until = np.concatenate([[0.0], np.cumsum(stays)])[np.searchsorted(times, days[known])]
+    return np.exp(until * np.exp(x[known] @ b))
 
 
 def _standardised(covariates: NDArray[np.floating], fit: NDArray[np.bool_]) -> Array:
-    """Z-scores by the rows `fit`, gaps at the mean, and a column of gaps for each that has any."""
+    """Z-scores by the rows `fit`, gaps at the mean, and a column of gaps for each that has any.
+
+    What lies outside the range of these rows is moved to its ends.
+    """
     x = np.asarray(covariates, dtype=np.float64)
     gaps = np.isnan(x)
-    mean, sd = np.nanmean(x[fit], axis=0), np.nanstd(x[fit], axis=0)
-    z = np.where(gaps, 0.0, (x - mean) / np.where(sd > 0, sd, 1.0))
-    told = gaps[fit].any(axis=0) & ~gaps[fit].all(axis=0)
+    known = ~gaps[fit].all(axis=0)  # of the others nothing is learned
+    mean, sd = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    mean[known], sd[known] = (f(x[fit][:, known], axis=0) for f in (np.nanmean, np.nanstd))
+    z = np.where(gaps | ~known, 0.0, (x - mean) / np.where(sd > 0, sd, 1.0))
+    z = np.clip(z, z[fit].min(axis=0), z[fit].max(axis=0))  # nor beyond what was seen
+    told = gaps[fit].any(axis=0) & known
     return np.column_stack([z, gaps[:, told] - gaps[fit][:, told].mean(axis=0)])
 
 

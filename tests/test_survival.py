@@ -143,3 +143,24 @@ def test_covariates_may_have_gaps():
     weight = censoring_weights(days, label, HORIZON, np.full(len(x), True), x)
     assert np.isfinite(weight).all()
     assert np.average(label == 1, weights=weight) == pytest.approx(truth, rel=0.03)
+
+
+def test_covariates_that_say_nothing_change_nothing_where_many_leave_on_one_day():
+    rng = np.random.default_rng(3)
+    ill, left = np.ceil(rng.exponential(6, 20_000)), np.ceil(rng.exponential(4, 20_000))
+    days = np.minimum.reduce([ill, left, np.full(20_000, 7.0)])
+    label = np.select([(ill <= 7) & (ill <= left), left >= 7], [1.0, 0.0], np.nan)
+    every = np.full(20_000, True)
+    alike = censoring_weights(days, label, 7.0, every)
+    constant = censoring_weights(days, label, 7.0, every, np.ones((20_000, 1)))
+    np.testing.assert_allclose(constant, alike, rtol=1e-9)
+
+
+def test_covariates_without_an_entry_to_fit_and_far_beyond_them_leave_finite_weights():
+    x, days, label, _ = cohort(2000)
+    fit = np.arange(2000) < 1000
+    x[fit, 1] = np.nan
+    x[~fit, 0] *= 1e6
+    weight = censoring_weights(days, label, HORIZON, fit, x)
+    assert np.isfinite(weight).all()
+    assert weight.max() <= 20

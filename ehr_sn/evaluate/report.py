@@ -373,8 +373,8 @@ def write_report(config: Config, store: Store, recorded: Recorded, folder: Path)
         "LEAK_FROM": LEAK_FROM,
         "SMALLEST": smallest,
         "labels": {name: shown_label(n, smallest) for name, n in store.manifest["labels"].items()},
-        "risks": store.manifest["risks"],
-        "censoring": list(dict.fromkeys(store.manifest["censoring"].values())),
+        "risks": store.manifest.get("risks", {}),
+        "censoring": _censoring(store.manifest["censoring"]),
         "REFERENCE": REFERENCE,
         "SN": SN,
         "NOTHING": NOTHING,
@@ -390,6 +390,11 @@ def write_report(config: Config, store: Store, recorded: Recorded, folder: Path)
         path.write_text(environment.get_template(template).render(context), encoding="utf-8")
         written.append(path)
     return written
+
+
+def _censoring(told: Mapping[str, str] | str) -> list[str]:
+    """What became of those who left, each rule once; older stores have one for all."""
+    return [told] if isinstance(told, str) else list(dict.fromkeys(told.values()))
 
 
 def templates() -> jinja2.Environment:

@@ -103,20 +103,23 @@ def _take_recorded(
         leaves["left_early"] = f"{seen} NOT whole AND NOT died"
         positive = "seen"
     rules = " ".join(f"WHEN {test} THEN {literal(rule)}" for rule, test in leaves.items())
-    died, last_day = "FALSE", day_of("follow_up_end", config.clock.time_zone)
+    zone = config.clock.time_zone
+    died, last_day = "FALSE", day_of("follow_up_end", zone)
+    whole = f"{day_of('ends', zone)} <= {last_day}"
+    if label.censoring == "drop":
+        whole = "follow_up_end >= ends"
     if config.cohort.died is not None:
         died = f"any_value({identifier(ENDED_BY_DEATH)})"
     table = outcome_table(name)
-    # What is dated on the day on which follow-up ends was seen: its time is often only a day.
+    # On the day on which follow-up ends illness and health are seen: its time is often only a day.
     db.execute(
         f"""CREATE TABLE {table} AS
         SELECT row, left_at, CASE WHEN left_at IS NULL THEN ({positive})::TINYINT END AS label,
             {_days_and_end(label)}
         FROM (SELECT *, CASE {rules or "WHEN FALSE THEN ''"} END AS left_at FROM (SELECT *,
                 coalesce(first_after <= ends, FALSE) AS recorded,
-                coalesce({day_of("first_after", config.clock.time_zone)} <= {last_day}, FALSE)
-                    AND recorded AS seen,
-                coalesce(follow_up_end >= ends, FALSE) AS whole,
+                coalesce({day_of("first_after", zone)} <= {last_day}, FALSE) AND recorded AS seen,
+                coalesce({whole}, FALSE) AS whole,
                 {at_risk} AS at_risk
             FROM (SELECT c.row, any_value(c.follow_up_end) AS follow_up_end, {died} AS died,
                 any_value({begin}) AS begins, any_value({ends}) AS ends,
@@ -248,8 +251,9 @@ def _of_each_class(
 ) -> Requirement:
     return Requirement(
         f"{config.where(f'labels.{disease}')}: {column} deals $positive positive and $negative "
-        f"negative rows to {split}; at least {MIN_PER_CLASS} of each are needed. Widen the label's "
-        "window or codes, take other fractions in `splits`, or leave the disease out",
+        f"negative rows to {split}; at least {MIN_PER_CLASS} of each are needed. Give the label "
+        "more codes, or a longer window (where too few are negative, a shorter one: few may be "
+        "followed to its end), take other fractions in `splits`, or leave the disease out",
         dict(zip(("positive", "negative"), counts, strict=True)),
         needed=("positive", "negative"),
         least=MIN_PER_CLASS,

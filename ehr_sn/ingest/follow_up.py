@@ -100,11 +100,17 @@ def follow_up_findings(
     labelled: Mapping[str, tuple[int, int]],
 ) -> Iterator[Finding]:
     """Labels whose rows misstate the risk, and those of which few are followed to the end."""
+    if config.cohort.died is not None and ended and not any(how == DIED for *_, how in ended):
+        said = (
+            "true of none of the rows that were followed: if people died, the condition does not "
+            "find them, and they count as having left alive"
+        )
+        yield Finding("nobody died", "cohort.died", 0, sum(ended.values()), said, "look")
     for name, risk in risks.items():
         label = config.labels[name]
         positive, rows = labelled[name][0], sum(labelled[name])
         if abs(risk.labelled - risk.estimated) > MISSTATED_FROM * risk.estimated:
-            severity, said = _misstated(risk, label.weighted)
+            severity, said = _misstated(risk, label)
             yield Finding("misstated risk", f"labels.{name}", positive, rows, said, severity)
         if risk.still_followed < FEW_FOLLOWED:
             at_risk = sum(n for (of, *_), n in ended.items() if of == name)
@@ -120,17 +126,20 @@ def follow_up_findings(
             yield Finding("few followed", f"labels.{name}", whole, at_risk, said)
 
 
-def _misstated(risk: Risk, weighted: bool) -> tuple[Severity, str]:
-    said = f"of the labelled rows {risk.labelled:.1%} are ill; counting who left, "
+def _misstated(risk: Risk, label: Label) -> tuple[Severity, str]:
+    said = f"of the labelled rows {risk.labelled:.1%} are ill; allowing for those who left, "
     if risk.deaths_as_leaving is None:
         said += f"Kaplan and Meier's estimate of the risk is {risk.estimated:.1%}"
     else:
         said += (
             f"Aalen and Johansen's estimate of the risk is {risk.estimated:.1%} (Kaplan and "
-            f"Meier's, which takes deaths for leaving, {risk.deaths_as_leaving:.1%})"
+            f"Meier's, which counts deaths as leaving, {risk.deaths_as_leaving:.1%})"
         )
-    if weighted:
-        return "harmless", f"{said}: the rows are weighted for that"
+    if label.weighted:
+        by = (
+            f", and for leaving by {' and '.join(label.censoring_by)}" if label.censoring_by else ""
+        )
+        return "harmless", f"{said}: the rows are weighted for that{by}"
     factor = risk.labelled / risk.estimated if risk.estimated else math.inf
     return "look", (
         f"{said}: predicted risks would be {factor:.2f} times what they should be. With "

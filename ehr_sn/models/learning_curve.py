@@ -30,7 +30,7 @@ class FewerRows(Store):
     def splits(self) -> NDArray[np.str_]:
         dealt = super().splits().astype(object)
         for i, column in enumerate(dealt.T):
-            column[_left_out(column, self.share, i)] = "not used"
+            column[_left_out(column, self.subjects(), self.share, i)] = "not used"
         return dealt.astype(str)
 
 
@@ -65,14 +65,18 @@ class FewerLabels(Store):
         return days
 
     def _left_out(self) -> NDArray[np.int64]:
-        return _left_out(self.splits()[:, self.split], self.share, self.split)
+        return _left_out(self.splits()[:, self.split], self.subjects(), self.share, self.split)
 
 
-def _left_out(dealt: NDArray[np.str_], share: float, split: int) -> NDArray[np.int64]:
-    """Training rows beyond a share of them; those of a larger share are among a smaller one's."""
+def _left_out(
+    dealt: NDArray[np.str_], subjects: NDArray[np.int64], share: float, split: int
+) -> NDArray[np.int64]:
+    """Training rows of the subjects beyond a share; a larger share leaves out fewer of the same."""
     rows = np.flatnonzero(dealt == "train")
-    order = np.random.default_rng([split, len(rows)]).permutation(rows)
-    return order[round(share * len(rows)) :]
+    first = np.unique(subjects[rows], return_index=True)[1]  # a row of each subject
+    order = np.random.default_rng([split, len(first)]).permutation(rows[np.sort(first)])
+    beyond = subjects[order[round(share * len(order)) :]]
+    return rows[np.isin(subjects[rows], beyond)]
 
 
 def compared(config: Config, store: Store) -> list[Comparison]:

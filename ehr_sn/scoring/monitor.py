@@ -28,6 +28,10 @@ from ehr_sn.scoring.profile import PROFILE
 from ehr_sn.scoring.registry import told as registry_faults
 from ehr_sn.strict_json import plain
 
+UNWEIGHTED = (
+    "a table of labels does not tell who left before their window ended, and the ill are too many "
+    "among the others: give a store as --labels"
+)
 ABOUT = 0.9  # of an approximate number of subjects, what there surely are
 
 
@@ -198,6 +202,8 @@ def monitor(config: Config, scores: Path, labels: Path | None = None) -> Monitor
                 f"{labels}: no disease has {SMALLEST_GROUP} labels of either class among these "
                 "scores" + "".join(f"\n  {said}" for said in reasons)
             )
+    if labels is not None and is_store(labels):
+        then = then | {"weighted": []}  # a store has weights, too
     drifts, unwatched = compare(rule, now, then, None if known is None else outcomes)
     summary = json.loads((scores / "summary.json").read_text())
     return Monitored(summary, drifts, unwatched, outcomes, known, smallest)
@@ -218,7 +224,7 @@ def compare(
         *_missing_rates(rule, now, training),
         *_distributions(rule, now, then),
         *_codes(rule, now, training),
-        *(() if outcomes is None else _performance(rule, outcomes, then["figures"])),
+        *(() if outcomes is None else _performance(rule, outcomes, then)),
     ]
     drifts = [each for each in found if isinstance(each, Drift)]
     level = rule.false_alarms / max(len(drifts), 1)
@@ -410,10 +416,10 @@ def _unknown(codes: dict[str, Any]) -> float:
 
 
 def _performance(
-    rule: Monitor, outcomes: dict[str, dict[str, float]], figures: dict[str, dict[str, float]]
+    rule: Monitor, outcomes: dict[str, dict[str, float]], expected: dict[str, Any]
 ) -> Iterator[Drift | Unwatched]:
     """What it was is known only as well as held-out rows tell: they widen the standard error."""
-    for disease, before in figures.items():
+    for disease, before in expected["figures"].items():
         now = outcomes.get(disease)
         if now is None:
             reason = f"fewer than {SMALLEST_GROUP} labels of either class"
@@ -426,6 +432,9 @@ def _performance(
             ("calibration_intercept", 0.0, rule.calibration_intercept),
         ):
             what = "AUROC" if name == "auroc" else name.replace("_", " ")
+            if name == "calibration_intercept" and disease in expected.get("weighted", ()):
+                yield Unwatched(what, disease, UNWEIGHTED)
+                continue
             by = then - now[name] if name == "auroc" else abs(now[name] - then)
             error = widened * now[f"{name}_se"]
             if not (np.isfinite(by) and error > 0):

@@ -452,6 +452,7 @@ def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str
         "calibration": calibrate.as_dict(),
         "figures": figures(tuning.sample, mapped),
         "held_out": figures(held_out.sample, calibrate(held_out.ensemble)),
+        "weighted": tuning.weight is not None,  # for those who left
         "training": _training(store, cell.split),
         "scores": bins(  # whoever is scored later may be ill already, too
             calibrate(everyone), np.unique(subjects, return_inverse=True)[1]

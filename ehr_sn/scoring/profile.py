@@ -87,6 +87,7 @@ def expected(packages: Sequence[Package]) -> dict[str, Any]:
         "training": packages[0].about["training"],
         "scores": {package.disease: package.about["scores"] for package in packages},
         "figures": {package.disease: package.reported for package in packages},
+        "weighted": [p.disease for p in packages if p.about.get("weighted")],
     }
 
 

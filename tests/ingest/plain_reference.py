@@ -129,6 +129,7 @@ def label(case, events, at, followed_to):
         return (1 if first else 0 if whole else None), None
     if followed_to is None or followed_to <= begins:
         return None, None
+    whole = site_day(ends, case.zone) <= site_day(followed_to, case.zone)
     if case.censoring == "complete":
         return (int(first is not None) if whole else None), None
     if first and site_day(first, case.zone) <= site_day(followed_to, case.zone):

@@ -658,7 +658,15 @@ def test_deaths_that_are_declared_are_told_beside_the_risk_without_them(severe, 
     leaving(np.where(IDS % 2, 250, 1000), np.where(IDS % 10 == 1, 1, 0))
     ((*_, message),) = severe("misstated risk", cohort__died="dead == 1")
     assert "Aalen and Johansen's estimate of the risk is" in message
-    assert "(Kaplan and Meier's, which takes deaths for leaving," in message
+    assert "(Kaplan and Meier's, which counts deaths as leaving," in message
+
+
+def test_a_condition_that_finds_no_death_is_told(findings, leaving):
+    leaving(np.where(IDS % 2, 250, 1000), np.where(IDS % 10 == 1, "yes", "no"))
+    ((where, count, _, message),) = findings("nobody died", cohort__died="dead == 'Y'")
+    assert (where, count) == ("cohort.died", 0)
+    assert "they count as having left alive" in message
+    assert findings("nobody died", cohort__died="dead == 'yes'") == []
 
 
 def test_few_who_are_followed_to_the_end_are_found(findings, leaving):

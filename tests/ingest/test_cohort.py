@@ -202,6 +202,20 @@ def test_follow_up_may_end_on_one_day_for_all(staged):
     assert staged(cohort__follow_up_end=464).attrition["diabetes"]["left_early"] == 11
 
 
+def test_the_day_on_which_follow_up_ends_counts_for_the_healthy_as_for_the_ill(hospital, stage):
+    """The window ends within that day: who is ill on it is known to be, and who is not, too."""
+    patients = "id index end age \n 1 100.5 465 50 \n 2 100.5 465 50 \n 3 100.5 464 50"
+    hospital.draw(patients=patients, labs=LABS, diagnoses="id day icd \n 1 465.2 E11")
+    found = stage(hospital.config())
+    rows = dict(found.rows("SELECT subject_id, diabetes FROM cohort JOIN labels USING (row)"))
+    assert rows == {1: 1, 2: 0, 3: None}
+    days = dict(found.rows("SELECT subject_id, diabetes FROM cohort JOIN follow_up USING (row)"))
+    assert days[2] == 365
+    dropped = stage(hospital.config(labels__diabetes__censoring="drop"))
+    rows = dict(dropped.rows("SELECT subject_id, diabetes FROM cohort JOIN labels USING (row)"))
+    assert rows[2] is None  # as it was
+
+
 def test_labels_may_have_any_name_that_is_not_taken(staged):
     names = ["label", "recorded_before", "select", "age"]
     staged(labels={name: {"codes": ["E11"], "within_days": 365} for name in names})

@@ -413,19 +413,25 @@ def test_performance_is_on_the_pages_budget_and_what_has_no_estimate_is_not_watc
     rng = np.random.default_rng(0)
     p = rng.uniform(0.1, 0.9, 400)
     y, subject = rng.random(400) < p, np.arange(400)
-    figures = {"gout": {"n": 500, "auroc": 0.77}, "asthma": {"n": 500, "auroc": 0.7}}
-    *sound, other = _performance(Monitor(), {"gout": judged(Sample(y, p, subject))}, figures)
+    then = {"figures": {"gout": {"n": 500, "auroc": 0.77}, "asthma": {"n": 500, "auroc": 0.7}}}
+    *sound, other = _performance(Monitor(), {"gout": judged(Sample(y, p, subject))}, then)
     assert [drift.alarm for drift in sound if isinstance(drift, Drift)] == [False] * 3
     assert other == Unwatched("performance", "asthma", "fewer than 11 labels of either class")
-    found = [*_performance(Monitor(), {"gout": judged(Sample(~y, p, subject))}, figures)][:3]
+    found = [*_performance(Monitor(), {"gout": judged(Sample(~y, p, subject))}, then)][:3]
     alarms = [drift.what for drift in found if isinstance(drift, Drift) and drift.alarm]
     assert alarms == ["AUROC", "calibration slope"]
+    by_table = _performance(
+        Monitor(), {"gout": judged(Sample(y, p, subject))}, then | {"weighted": ["gout"]}
+    )
+    assert [
+        thing.what for thing in by_table if thing.where == "gout" and isinstance(thing, Unwatched)
+    ] == ["calibration intercept"]
     fewer = judged(Sample(rng.random(400) < p**3, p, subject))
-    *_, intercept = [*_performance(Monitor(), {"gout": fewer}, figures)][:3]
+    *_, intercept = [*_performance(Monitor(), {"gout": fewer}, then)][:3]
     assert isinstance(intercept, Drift)
     assert intercept.alarm
     apart = judged(Sample(p > 0.5, p, subject))
-    found = [*_performance(Monitor(), {"gout": apart}, figures)]
+    found = [*_performance(Monitor(), {"gout": apart}, then)]
     assert {thing.what for thing in found if isinstance(thing, Unwatched)} == {
         "performance", "calibration slope",
     }  # fmt: skip
