@@ -177,10 +177,12 @@ def test_the_store_tells_how_long_rows_were_followed(busy):
     onset = patients["id"].map(
         pd.read_csv(busy.folder / "diagnoses.csv").query("icd == 'E11'").set_index("id").day
     )
-    left = np.minimum(onset.fillna(np.inf), patients["end"]) - patients["index"]
-    np.testing.assert_array_equal(days[:, 1], np.minimum(left, 365))
-    np.testing.assert_array_equal(days[:, 3], np.minimum(left, 180.5))
-    unknown = (left < 365) & ((onset > patients["end"]) | onset.isna())
+    for place, horizon in ((1, 365), (3, 180.5)):
+        to_the_end = np.floor(patients["index"] + horizon) <= patients["end"]  # by the day
+        left = np.where(to_the_end, np.inf, patients["end"])
+        first = np.minimum(onset.fillna(np.inf), left) - patients["index"]
+        np.testing.assert_array_equal(days[:, place], np.minimum(first, horizon))
+    unknown = (patients["end"] < patients["index"] + 365) & ~(onset <= patients["end"])
     np.testing.assert_array_equal(np.isnan(store.labels()[:, 1]), unknown)
     said = store.manifest["censoring"]
     assert list(said) == ["diabetes", "dropped", "soon"]
