@@ -109,7 +109,7 @@ def _as_several(value: Any) -> Any:
 
 
 def _as_representation(value: Any) -> Any:
-    """Its kind alone stands for a representation with the defaults; `none` is to have none."""
+    """Read a representation's kind alone as one with the defaults, and `none` as none."""
     if isinstance(value, str):
         value = {"kind": value}
     return None if isinstance(value, dict) and value.get("kind") == "none" else value
@@ -416,7 +416,7 @@ class Eligibility(StrictModel):
 
 
 class Cohort(StrictModel):
-    """Whom is predicted for, and when: one row of `table` a subject and prediction time.
+    """Subjects and the times of their predictions: one row of `table` for each pair.
 
     `prediction_time`, `observation_start` and `follow_up_end` are a column's name, a date or, on a
     clock that counts from an origin, a number; prediction is `hours_after` later. What is stamped
@@ -528,7 +528,7 @@ def category_name(cell: str | float) -> str:
 
 
 class Conversion(StrictModel):
-    """From another unit: value × `factor` + `offset`. A number alone is the factor."""
+    """Conversion from another unit: value × `factor` + `offset`. A number alone is the factor."""
 
     factor: float = Field(gt=0)
     offset: float = 0
@@ -979,13 +979,13 @@ class Numbers(StrictModel):
 
 
 class Magnitudes(Numbers):
-    """As `Numbers`, drawn evenly on a logarithmic scale."""
+    """Numbers to try, drawn evenly on a logarithmic scale."""
 
     log: ClassVar[bool] = True
 
 
 class WholeNumbers(Magnitudes):
-    """As `Magnitudes`, whole ones."""
+    """Whole numbers to try, drawn evenly on a logarithmic scale."""
 
     whole: ClassVar[bool] = True
 
@@ -1000,7 +1000,7 @@ def _between(least: float, most: float) -> AfterValidator:
 
 
 class NetworkSearch(StrictModel):
-    """Of a network; `width` is that of every hidden layer, `dropout` for networks that have it."""
+    """What is tried of a network; `width` is every hidden layer's, `dropout` where there is any."""
 
     learning_rate: Annotated[Magnitudes, _between(1e-6, 1)] = Magnitudes(low=3e-4, high=3e-2)
     weight_decay: Annotated[Magnitudes, _between(1e-8, 10)] = Magnitudes(low=1e-4, high=1)
@@ -1016,7 +1016,7 @@ class LogisticRegressionSearch(StrictModel):
 
 
 class HistGradientBoostingSearch(StrictModel):
-    """By scikit-learn's names."""
+    """What is tried of HistGradientBoosting, by scikit-learn's names."""
 
     learning_rate: Annotated[Magnitudes, _between(1e-4, 1)] = Magnitudes(low=0.02, high=0.2)
     max_leaf_nodes: Annotated[WholeNumbers, _between(2, 2**14)] = WholeNumbers(low=4, high=63)
@@ -1026,7 +1026,7 @@ class HistGradientBoostingSearch(StrictModel):
 
 
 class LightgbmSearch(StrictModel):
-    """By LightGBM's names."""
+    """What is tried of LightGBM, by its own names."""
 
     learning_rate: Annotated[Magnitudes, _between(1e-4, 1)] = Magnitudes(low=0.02, high=0.2)
     num_leaves: Annotated[WholeNumbers, _between(2, 2**14)] = WholeNumbers(low=4, high=63)
@@ -1036,7 +1036,7 @@ class LightgbmSearch(StrictModel):
 
 
 class XgboostSearch(StrictModel):
-    """By XGBoost's names."""
+    """What is tried of XGBoost, by its own names."""
 
     eta: Annotated[Magnitudes, _between(1e-4, 1)] = Magnitudes(low=0.02, high=0.2)
     max_leaves: Annotated[WholeNumbers, _between(2, 2**14)] = WholeNumbers(low=4, high=63)
@@ -1056,7 +1056,7 @@ class Search(StrictModel):
 
 
 class Tune(StrictModel):
-    """As many trials for every method, scaler and architecture, and for every baseline.
+    """Tuning: as many trials for each method, scaler and architecture, and for each baseline.
 
     On each split, a trial trains `seeds` networks a disease with other parameters, and counts by
     its AUROC on tuning rows. The first trial is `train` as it is. 0 trials: nothing is tuned.

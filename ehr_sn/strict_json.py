@@ -15,7 +15,7 @@ def dumps(told: Any, indent: int = 2) -> str:
 
 
 def plain(told: Any) -> Any:
-    """The same, with None for each number that JSON has no word for.
+    """Replace each number that JSON has no word for by None.
 
     >>> plain({"slope": float("nan"), "areas": [0.5, float("inf")]})
     {'slope': None, 'areas': [0.5, None]}

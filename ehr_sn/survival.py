@@ -143,7 +143,7 @@ def _still_followed_by(
     fit: NDArray[np.bool_],
     known: NDArray[np.bool_],
 ) -> Array:
-    """As `still_followed`, of the rows `known`, each with its own covariates."""
+    """Return the share still followed of each row in `known`, by its own covariates."""
     x = _standardised(covariates, fit)
     left = (status == LEFT) & (days < horizon)
     # At equal times those who fell ill or died come first: they were not there to leave any more.

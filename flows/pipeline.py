@@ -9,7 +9,7 @@ from prefect import flow
 
 @flow(name="pipeline")
 def pipeline(config_path: str, force: bool = False) -> str:
-    """From tables to results in MLflow; returns the MLflow parent run's id."""
+    """Go from tables to results in MLflow; return the MLflow parent run's id."""
     return train(config_path, ingest(config_path), force)
 
 

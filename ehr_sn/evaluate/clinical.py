@@ -152,7 +152,7 @@ class Proportion:
     def over_splits(
         cls, parts: Sequence[tuple[Sample, NDArray[np.bool_], NDArray[np.bool_]]]
     ) -> Proportion:
-        """Of each split's rows (n,), which of them are among the base, and which of those count.
+        """Return a share, given for each split its sample, which rows are the base and which count.
 
         Where rows stand for others, or several are of one subject, the interval is that of as
         many rows as would vary as much (E. L. Korn, B. I. Graubard, Surv Methodol 24:193, 1998).
@@ -192,7 +192,7 @@ class OperatingPoint:
 def operating_points(
     tuning: Sequence[Split], held_out: Sequence[Split], aims: Sequence[float] = SENSITIVITIES
 ) -> list[OperatingPoint]:
-    """For each aimed sensitivity the highest threshold that has it on tuning rows, judged held out.
+    """Judge, on held-out rows, the highest threshold with each aimed sensitivity on tuning rows.
 
     Each split has its own threshold; what is given is their mean. Raises ValueError where a tuning
     split has only one class.
@@ -240,7 +240,7 @@ def _highest_threshold(sample: Sample, aim: float) -> float:
 
 
 def _effective_rows(sample: Sample, counts: NDArray[np.bool_]) -> float:
-    """As many independent rows as would give their share the variance that it has."""
+    """Return how many independent rows would give their share the variance that it has."""
     if sample.simple:
         return float(counts.size)
     share, variance = sample.mean(counts), sample.variance_of_mean(counts)

@@ -305,7 +305,7 @@ class ShiftedRows:
         return cls(rows, store.labels()[held_out], weight)
 
     def shifts(self, predict: Predict) -> list[list[Shift]]:
-        """For each disease what each mechanism does to the seed-averaged predictions."""
+        """Return, for each disease, what each mechanism does to the seed-averaged predictions."""
         found: dict[tuple[int, str], list[tuple[float, ...]]] = {}
         intact = predict(self.rows[SHIFTS[0], 0.0]).mean(axis=1)
         for (mechanism, rate), rows in self.rows.items():
@@ -380,7 +380,7 @@ class MaskLeak:
 
     @property
     def where(self) -> str:
-        """As 'absent', or 'absent among work=1'."""
+        """When the mask speaks for the disease, such as 'absent' or 'absent among work=1'."""
         return f"{self.when} among {self.among}" if self.among else self.when
 
     def __str__(self) -> str:
@@ -411,7 +411,7 @@ class LeakAudit:
 
     @property
     def by_design(self) -> str:
-        """As 'hours_worked (asked where work=1)', of the features asked of some rows only."""
+        """Features asked of some rows only, such as 'hours_worked (asked where work=1)'."""
         some = sorted((leak.feature, leak.among) for leak in self.features if leak.among)
         return ", ".join(f"{feature} (asked where {among})" for feature, among in some)
 
@@ -492,7 +492,7 @@ def leak_audit(
         everybody = Sample(y, y, subjects, weight)
 
         def area(score: ArrayLike, rows: NDArray[np.bool_], of: Sample = everybody) -> AUROC:
-            """Of a score of some rows only."""
+            """Return the AUROC of a score of some rows only."""
             return delong(*of.where(rows)._replace(p=score))
 
         if not all(_both_classes(everybody.where(rows)) for rows in (train, tuning)):

@@ -36,7 +36,7 @@ class Importance:
 def permutation_importance(
     predict: Predict, store: Store, split: int = 0, *, seed: int = 0
 ) -> dict[str, list[Importance]]:
-    """For each disease its measurements, the most important first, on tuning rows.
+    """Return each disease's measurements, the most important first, judged on tuning rows.
 
     All aggregates of a measurement are shuffled together: each alone would be made up for by the
     others. The prediction is the seed-averaged one, the sd that of three shuffles (L. Breiman,
@@ -69,7 +69,7 @@ def permutation_importance(
 def integrated_gradients(
     predictor: NetworkPredictor, store: Store, split: int = 0, *, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """For each disease and measurement the mean |attribution| to the logit, on tuning rows.
+    """Return the mean |attribution| to the logit by disease and measurement, on tuning rows.
 
     M. Sundararajan, A. Taly, Q. Yan, ICML 2017 (arXiv 1703.01365), by the package captum, along
     the straight line from the method's output for a row with nothing observed. Averaged over seeds.

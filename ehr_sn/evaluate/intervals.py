@@ -33,7 +33,7 @@ WITHIN = {"auprc": (0.0, 1.0), "brier": (0.0, 1.0)}
 
 
 def intervals(samples: Sequence[Sample]) -> Figures:
-    """Of each of `FIGURES` the mean over splits; as wide as of one (see `statistics.over_splits`).
+    """Return each of `FIGURES`, a mean over splits, with an interval as wide as that of one split.
 
     A slope that has no finite value is NaN. Raises ValueError as `metrics.calibration` does.
 
@@ -83,7 +83,7 @@ def _figure(name: str, sample: Sample) -> tuple[float, float]:
 
 
 def _moves_of_auprc(y: np.ndarray, p: Array, each: Array) -> Array:
-    """By how much each row moves the average precision.
+    """Return by how much each row moves the average precision.
 
     That is the mean precision at the positives' scores: a row changes it at all scores up to its
     own, and a positive adds its own precision besides.

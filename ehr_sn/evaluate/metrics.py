@@ -57,7 +57,7 @@ class Sample(NamedTuple):
         return np.asarray(1.0 if self.weight is None else self.weight, dtype=np.float64)
 
     def mean(self, x: Any) -> float:
-        """Of something known of each row, (n,)."""
+        """Return the weighted mean of something known of each row, (n,)."""
         return float(np.mean(x) if self.weight is None else np.average(x, weights=self.each))
 
     def variance_of_mean(self, x: ArrayLike) -> float:

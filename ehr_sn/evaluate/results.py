@@ -53,12 +53,12 @@ class Result:
 
     @property
     def auroc_per_seed(self) -> tuple[float, ...]:
-        """For each seed its mean over splits."""
+        """AUROC of each seed, averaged over splits."""
         return tuple(np.mean(self.aurocs, axis=0).tolist())
 
     @property
     def auroc_per_split(self) -> tuple[float, ...]:
-        """For each split its mean over seeds."""
+        """AUROC of each split, averaged over seeds."""
         return tuple(np.mean(self.aurocs, axis=1).tolist())
 
     @property

@@ -598,7 +598,7 @@ def over_splits(results: Sequence[Estimate]) -> Estimate:
 
 
 def bootstrap_over_splits(results: Sequence[PairedBootstrap]) -> PairedBootstrap:
-    """As `over_splits`: the mean of each end, as if the draws of all splits agreed.
+    """Average each end of the splits' intervals, as if the draws of all splits agreed.
 
     >>> one = PairedBootstrap(0.01, -0.01, 0.03, n=500, n_positive=60, draws=2000)
     >>> bootstrap_over_splits([one, one]) == one
@@ -632,7 +632,7 @@ def mean_sd(values: ArrayLike) -> MeanSD:
 
 @dataclass(frozen=True)
 class _Wins:
-    """For k predictions what each positive beats (k, m), and what beats each negative (k, n).
+    """What each positive beats (k, m), and what beats each negative (k, n), for k predictions.
 
     A tie counts one half. Without weights these are exact half-integers, and are divided only at
     the very end, so that predictions which rank alike differ by exactly zero. `owners` and `each`
@@ -660,7 +660,7 @@ class _Wins:
         return len(np.unique(self.owners[0])), len(np.unique(self.owners[1]))
 
     def difference(self) -> "_Wins":
-        """Of the first prediction from the second, as if it were one."""
+        """Return the first prediction's wins less the second's, as if of one prediction."""
         below, above = (wins[:1] - wins[1:] for wins in (self.below, self.above))
         return replace(self, below=below, above=above)
 

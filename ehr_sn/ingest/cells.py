@@ -264,7 +264,7 @@ def _reasons(db: duckdb.DuckDBPyConnection, table: str) -> dict[str, int]:
 
 
 def quarantine_counts(db: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str, int]]:
-    """Of each table, reason and action, the rows."""
+    """Count the quarantined rows by table, reason and action."""
     return db.execute(
         "SELECT table_name, reason, action, count(*) FROM quarantine GROUP BY ALL"
     ).fetchall()

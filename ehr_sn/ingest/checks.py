@@ -164,7 +164,7 @@ class Counts:
         return self
 
     def labelled(self, config: Config) -> dict[str, tuple[int, int]]:
-        """Of each label its 1s and 0s, in all splits."""
+        """Return each label's numbers of 1s and 0s in all splits."""
         told: dict[str, tuple[int, int]] = {}
         for (deal, _, label), n in self.classes.items():
             if deal == config.splits.columns[0]:
@@ -172,7 +172,7 @@ class Counts:
         return told
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Return the counts as JSON can hold them."""
         features = {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in vars(self.features).items()
@@ -288,7 +288,7 @@ def count_codes(db: duckdb.DuckDBPyConnection) -> None:
 def common_codes(
     rows: Iterable[tuple[str, str, int, int]], events: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """By source: how many events it has, and of each of its commonest codes.
+    """Return, by source, how many events it has, and how many of each of its commonest codes.
 
     Parameters
     ----------
@@ -312,7 +312,7 @@ def common_codes(
 def code_subjects(
     rows: Iterable[tuple[str, str, int]], codes: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, int]]:
-    """By source and code about how many subjects have it; of the `common_codes` alone.
+    """Return about how many subjects have each of the `common_codes`, by source and code.
 
     Parameters
     ----------
@@ -399,7 +399,7 @@ def _suspected_codes(db: duckdb.DuckDBPyConnection) -> tuple[tuple[str, str], ..
 
 
 def _shared_moments(db: duckdb.DuckDBPyConnection, a: str, b: str) -> tuple[int, int]:
-    """At how many moments two codes hold the same value, and how many have both."""
+    """Count the moments at which two codes hold the same value, and those that have both."""
     equal, shared = db.execute(
         """SELECT count(*) FILTER (a.numeric_value = b.numeric_value), count(*)
         FROM events a JOIN events b ON a.subject_id = b.subject_id AND a.time = b.time
@@ -541,7 +541,7 @@ def _dated_late(lags: Counter[tuple[str, int]]) -> list[Finding]:
 def _undated(
     db: duckdb.DuckDBPyConnection, config: Config
 ) -> dict[tuple[str, bool], tuple[int, int]]:
-    """Of rows whose subject was not seen by the prediction time: in how many a column is known.
+    """Count in how many rows of subjects not seen by the prediction time a column is known.
 
     By the feature that the column holds, and whether the subject was seen afterwards.
     """

@@ -177,7 +177,7 @@ def _require_one_unit(db: duckdb.DuckDBPyConnection, config: Config) -> None:
 
 
 def _require_disjoint(db: duckdb.DuckDBPyConnection, sets: list[tuple[str, str, str]]) -> None:
-    """Of each two sets and what is wrong where they share a code, refuse those that do."""
+    """Refuse pairs of sets that share a code; each pair comes with what is wrong where it does."""
     if not sets:
         return
     shared = {

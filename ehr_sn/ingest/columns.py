@@ -119,7 +119,7 @@ class Columns:
 
     @cached_property
     def _any_case(self) -> dict[str, dict[str, list[str]]]:
-        """By table and lower name, the columns of that name."""
+        """Columns by their table and lower name."""
         found: dict[str, dict[str, list[str]]] = {}
         for table, header in self.headers.items():
             names = found.setdefault(table, {})
@@ -150,12 +150,12 @@ class Columns:
 
     @cached_property
     def of_times(self) -> dict[str, Column]:
-        """For each key of a column of times, that column."""
+        """Column of times by the key that names it."""
         return {key: self.find_time(key, name) for key, name in self.config.times.items()}
 
     @cached_property
     def of_conditions(self) -> dict[str, dict[str, Column]]:
-        """For each condition's key, the column that each name in it means."""
+        """Columns that the names in each condition mean, by the condition's key."""
         return {
             key: {name: self.find(key, name) for name in Expression.parse(text).columns}
             for key, text in self.config.conditions.items()

@@ -86,7 +86,7 @@ def fetched(config: Config, beside: Path | None) -> Iterator[Config]:
 
 @contextmanager
 def fetched_headers(config: Config) -> Iterator[Config]:
-    """As `fetched`, but no rows are copied, and tables that a database lacks are left out."""
+    """Yield the configuration with its databases' tables as copies without rows, if they exist."""
     if not any(table.database for table in config.tables.values()):
         yield config
         return
@@ -135,7 +135,7 @@ def _readers(
 def _headers(
     db: duckdb.DuckDBPyConnection, config: Config, folder: Path, readers: dict[str, _Reader]
 ) -> tuple[dict[str, _Table], dict[str, Fetched]]:
-    """Of each table, by its reader: itself, and a copy without rows."""
+    """Return each table as its reader has it, and a copy of it without rows."""
     tables, copies = {}, {}
     for name, reader in readers.items():
         tables[name] = _find(config, name, reader)

@@ -221,7 +221,7 @@ def _cut_anew(batches: Iterator[pa.RecordBatch]) -> Iterator[_Columns]:
 
 
 def _in_order(events: _Columns) -> Iterator[_Columns]:
-    """By cell, time and value, as np.lexsort does, in parts of whole cells that stay in the cache.
+    """Sort by cell, time and value, as np.lexsort does, in parts of whole cells that fit the cache.
 
     It is quick where a cell's events lie in order of time already.
     """

@@ -28,7 +28,7 @@ FEW_FOLLOWED = 0.05
 
 @dataclass(frozen=True)
 class Risk:
-    """Of one label: the share of ill among its labelled rows, and what is estimated from all.
+    """The share of ill among one label's labelled rows, and what is estimated from all rows.
 
     `deaths_as_leaving` is the estimate for a world without deaths; None where none is declared.
     `still_followed` is the share that would be followed to the window's end, were nobody to fall

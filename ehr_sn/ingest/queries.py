@@ -119,7 +119,7 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _lenient(node: Any, with_comma: Container[str]) -> Any:
-    """The same tree, with casts and functions that do not stop at a cell."""
+    """Return the tree with casts and functions that do not stop at a cell."""
     if isinstance(node, list):
         return [_lenient(part, with_comma) for part in node]
     if not isinstance(node, dict):

@@ -20,7 +20,7 @@ REASONS = "$reasons"  # in a message: the requirement's reasons, each after how 
 
 @dataclass(frozen=True)
 class Requirement:
-    """At least `least` of each count in `needed`, and none of those in `refused`.
+    """A demand on counts: at least `least` of each in `needed`, and none of those in `refused`.
 
     `at_most` names a count, and which share it may be of another count: ("bad", 0.01, "rows").
     Where the count `unless_none` is zero, nothing is required. In `message` a count stands as
@@ -57,7 +57,7 @@ class Requirement:
         return Template(message).safe_substitute(counts, reasons=told)
 
     def __add__(self, other: "Requirement") -> "Requirement":
-        """The same, of two shards together."""
+        """Return the requirement on the counts of two shards together."""
         counts = {name: n + other.counts[name] for name, n in self.counts.items()}
         return replace(
             self, counts=counts, reasons=dict(Counter(self.reasons) + Counter(other.reasons))

@@ -102,7 +102,7 @@ class Work:
         return self.folder / "landed" / ("whole" if whole else "dealt") / table
 
     def landed_counts(self) -> list[tuple[str, dict[str, Any]]]:
-        """Of each table that was landed, its rows and what was noticed while reading it."""
+        """Return each landed table's name, its rows and what was noticed while reading it."""
         told = sorted((self.folder / "landed").glob("*/*/table.json"))
         return [(path.parent.name, json.loads(path.read_text())) for path in told]
 
@@ -212,7 +212,7 @@ def build_in_threads(config: Config, work: Work) -> None:
 def _build(
     db: duckdb.DuckDBPyConnection, config: Config, work: Work, shard: int, scratch: Path
 ) -> None:
-    """From the tables in the schema `source` to the shard's part of the store, and its counts."""
+    """Build the shard's part of the store and its counts from the tables in `source`."""
     cohort = stage_cohort(db, config)
     event_rows = stage_events(db, config)
     require_events(db, config)
@@ -278,7 +278,7 @@ def _plan(config: Config, tables: list[OpenedTable], shard_rows: int) -> dict[st
 
 
 def subject_type(config: Config, cohort: OpenedTable) -> str:
-    """As `subject_type_of`, of the cohort's table before it is loaded."""
+    """Return the type of subjects in the cohort's table before it is loaded."""
     subject = config.cohort.subject_id
     if cohort.counts_as_subjects or is_integer(cohort.columns[subject]):
         return "BIGINT"

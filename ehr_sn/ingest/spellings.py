@@ -28,7 +28,7 @@ def plain(code: str) -> str:
 
 
 def as_number(code: str) -> str:
-    """As `plain`; of digits without leading zeros and `.0` at the end, as numbers lose and get.
+    """Return `plain(code)`, and of digits the number: without leading zeros and a final `.0`.
 
     >>> as_number("0410.0"), as_number("410"), as_number("0"), as_number("e11.0")
     ('410', '410', '0', 'E110')

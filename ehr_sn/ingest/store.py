@@ -298,7 +298,7 @@ class Store:
 
     @cached_property
     def measurements(self) -> list[str]:
-        """For every feature the measurement of which it is an aggregate, or its own name."""
+        """Measurement of which each feature is an aggregate, or the feature's own name."""
         return [
             feature["name"].removesuffix(f".{feature['aggregate']}")
             for feature in self.manifest["features"]
@@ -353,7 +353,7 @@ class Store:
 
     @cached_property
     def horizons(self) -> list[float | None]:
-        """Of each disease, how many days its window lasts; None where rows are not weighted."""
+        """Days that each disease's window lasts; None where rows are not weighted."""
         return [
             label["within_days"] if label.get("censoring") == "ipcw" else None
             for label in self._labels
@@ -361,13 +361,13 @@ class Store:
 
     @property
     def censoring(self) -> dict[str, str]:
-        """Of each disease, what becomes of who leaves early: ipcw, complete or drop; else ""."""
+        """How each disease treats those who leave early: ipcw, complete or drop; else ""."""
         labels = zip(self.diseases, self._labels, strict=True)
         return {name: label.get("censoring") or "" for name, label in labels}
 
     @cached_property
     def censoring_by(self) -> list[tuple[str, ...]]:
-        """Of each disease, the features by which leaving is modelled."""
+        """Features by which leaving is modelled, for each disease."""
         return [tuple(label.get("censoring_by", ())) for label in self._labels]
 
     @property

@@ -214,7 +214,7 @@ def headers(db: duckdb.DuckDBPyConnection, config: Config) -> dict[str, list[str
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, as hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -395,7 +395,7 @@ class _Stack:
 
     @cached_property
     def _types(self) -> dict[str, tuple[set[str], set[str]]]:
-        """By lower name, the types of a column where it has cells, and wherever it is."""
+        """Return each column's types by its lower name: where it has cells, and wherever it is."""
         types: dict[str, tuple[set[str], set[str]]] = {}
         for file in self.files:
             for name, _, kind in file.columns:
@@ -600,7 +600,7 @@ class OpenedTable:
         notice(self.db, "replaced patient", self.name, replaced, of, said)
 
     def in_source(self) -> "OpenedTable":
-        """The same, once all its rows lie in `source`."""
+        """Return the table as it is once all its rows lie in `source`."""
         held = {name: dtype for name, dtype in self.held.items() if name != VERSION}
         columns = [(name, identifier(name), dtype) for name, dtype in held.items()]
         file = replace(of_one_part(self.stack.where, source(self.name), columns), numbered=True)

@@ -561,7 +561,7 @@ def _set_value_aside(
 
 
 def _set_values_aside(db: duckdb.DuckDBPyConnection, judged: list[_Judged]) -> None:
-    """Of each column in which more is given than the feature made of it holds."""
+    """Quarantine the values of columns in which more is given than their features hold."""
     if not judged:
         return
     given = db.execute(f"SELECT {', '.join(f'count({one.given})' for one in judged)} FROM wide")

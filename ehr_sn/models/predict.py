@@ -111,7 +111,7 @@ def load_predictor(
 
 
 def read_model(config: Config, store: Store, cell: Cell) -> tuple[Preparation, Tensors]:
-    """Of a trained cell what `network_predictors` takes; or the state of trees."""
+    """Read from a trained cell what `network_predictors` takes, or the state of trees."""
     with safe_open(cell_path(config, store, cell), framework="pt") as file:
         chosen = json.loads(file.metadata()["about"])["chosen"]
         names = [name for name in file.keys() if name.startswith(LEARNED)]  # noqa: SIM118
@@ -146,7 +146,7 @@ def below(prefix: str, tensors: Tensors) -> Tensors:
 
 
 def read_tuning(config: Config, store: Store, cell: Cell) -> dict[str, HeldOut]:
-    """As `read_cell(...).held_out`, of the tuning rows, on which choices are made."""
+    """Read a cell's predictions of tuning rows, on which choices are made, as `HeldOut`."""
     return rows_of(store, cell.split, "tuning", tuning_probability(config, store, cell))
 
 

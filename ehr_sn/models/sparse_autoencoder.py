@@ -494,7 +494,7 @@ class SparseAutoencoder(ClassNamePrefixFeaturesOutMixin, RowTransformer):
         return -float(np.nanmean(np.square(error)))
 
     def encoder(self, *, fine_tune: bool = True) -> Encoder:
-        """As initial layers of `StackedMLP`s with this seed."""
+        """Return the weights as the first layers of `StackedMLP`s with this seed."""
         check_is_fitted(self)
         return encoder_of(self.layers_, [self.seed], self.activation, fine_tune=fine_tune)
 

@@ -20,7 +20,7 @@ Weights = NDArray[np.float64] | None
 
 @lru_cache(maxsize=4)
 def weights(store: Store, split: int | None) -> tuple[Weights, ...]:
-    """Of each disease what its rows stand for; those without a label, for nothing.
+    """Return what each disease's rows stand for; rows without a label stand for nothing.
 
     Leaving is learned from the split's training rows, or without a split from all rows. Of those
     with a label the mean is 1, so that their loss is as large as without.

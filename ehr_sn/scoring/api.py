@@ -65,7 +65,7 @@ class Score(_Answer):
 
 
 class Scored(_Answer):
-    """For each row, in the order given, disease → score."""
+    """Scores of each row, in the order given: disease → score."""
 
     rows: list[dict[str, Score]]
 

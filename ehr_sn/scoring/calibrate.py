@@ -32,7 +32,7 @@ class CalibrationMap:
 
     @classmethod
     def fit(cls, y: ArrayLike, p: ArrayLike, weight: ArrayLike | None = None) -> CalibrationMap:
-        """By maximum likelihood from labels, probabilities and weights, all (n,).
+        """Fit by maximum likelihood from labels, probabilities and weights, all (n,).
 
         Predictions without information, or that separate the classes, have no finite slope above
         zero: then only their level is corrected, and the slope is 1. Raises ValueError as

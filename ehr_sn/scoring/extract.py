@@ -76,7 +76,7 @@ def open_extract(
 
 
 def without_labels(config: Config) -> Config:
-    """The same without labels, follow-up and splits."""
+    """Return the configuration without labels, follow-up and splits."""
     cohort = config.cohort
     rules = cohort.eligibility.model_copy(update={"follow_up_days": None})
     return config.model_copy(

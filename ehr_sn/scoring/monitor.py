@@ -135,7 +135,7 @@ class Monitored:
         )
 
     def metrics(self) -> dict[str, float]:
-        """For MLflow: of each thing watched how far it has drifted, and what it is now."""
+        """Return, for MLflow, how far each thing watched has drifted, and what it is now."""
         values: dict[str, float] = {
             "alarms": len(self.alarms),
             "rows": self.summary["rows"],
@@ -237,7 +237,7 @@ def compare(
 def monitor_and_record(
     config: Config, scores: Path, labels: Path | None, output: Path
 ) -> tuple[Monitored, list[Path]]:
-    """As `monitor`, of the newest scores; with a page below `output`, and on record in MLflow.
+    """Monitor the newest scores, write a page below `output`, and record it in MLflow.
 
     Raises
     ------
@@ -410,7 +410,7 @@ def _codes(rule: Monitor, now: dict[str, Any], then: dict[str, Any]) -> Iterator
 
 
 def _unknown(codes: dict[str, Any]) -> float:
-    """At most so many subjects have a code that is not among those of the table."""
+    """Return how many subjects at most have a code that is not among those of the table."""
     kept = codes["codes"].values()
     return max(HIDDEN, min(kept)) if len(kept) >= MOST_CODES else HIDDEN
 

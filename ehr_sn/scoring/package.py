@@ -202,7 +202,7 @@ def _stacked(packages: tuple[Package, ...]) -> tuple[_Stack, ...]:
 
 
 def _together(predictors: Sequence[_Predictor]) -> _Predictor:
-    """Of predictors of one disease, all alike, one of them all."""
+    """Join predictors of one disease, all alike, into one."""
     if trees := [each.trees for each in predictors if isinstance(each, TreesPredictor)]:
         return TreesPredictor(type(trees[0]).stacked(trees), len(trees))
     networks = [each for each in predictors if isinstance(each, NetworkPredictor)]
@@ -218,7 +218,7 @@ def _together(predictors: Sequence[_Predictor]) -> _Predictor:
 def _seeds(
     packages: Sequence[Package], stacks: Sequence[_Stack], values: NDArray[np.float32]
 ) -> list[list[NDArray[np.float32]]]:
-    """For each package the probabilities (rows,) of each seed."""
+    """Return the probabilities (rows,) of each seed, for each package."""
     found: dict[tuple[int, int], NDArray[np.float32]] = {}
     for stack in stacks:
         found |= dict(zip(stack.places, stack.predictor(values), strict=True))
@@ -231,7 +231,7 @@ def _seeds(
 def _over_members(
     package: Package, by_part: list[NDArray[np.float32]]
 ) -> list[NDArray[np.float32]]:
-    """For each seed the mean over members; a member's only model stands for all its seeds."""
+    """Average members seed by seed; a member's only model stands for all its seeds."""
     by_member: dict[int, list[NDArray[np.float32]]] = {}
     for part, seeds in zip(package.parts, by_part, strict=True):
         by_member.setdefault(part.member, []).extend(seeds)
@@ -348,7 +348,7 @@ def read_package(folder: str | Path) -> Package:
 
 
 def _members(about: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of a blend its members, each with its comparison and preparation; else the model itself."""
+    """Return a blend's members, each with its comparison and preparation, or the model itself."""
     return about.get("members", [about])
 
 
@@ -411,7 +411,7 @@ def _of_disease(config: Config, store: Store, cell: Cell, i: int) -> tuple[dict[
 
 
 def chosen_among(config: Config) -> int:
-    """Of how many candidates the tuning rows chose: all comparisons, each with all of its trials.
+    """Count the candidates that tuning rows chose among: all comparisons, with all trials.
 
     Who names a comparison may have looked at their figures before.
     """
@@ -462,7 +462,7 @@ def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str
 
 @lru_cache(maxsize=1)
 def _training(store: Store, split: int) -> dict[str, Any]:
-    """The same for every disease."""
+    """Return the training profile, which is the same for every disease."""
     in_train = store.splits()[:, split] == "train"
     subjects = store.read("values", ["subject_id"])["subject_id"].to_numpy()[in_train]
     told = reference(store.values()[in_train], store.feature_names, subjects)
@@ -470,7 +470,7 @@ def _training(store: Store, split: int) -> dict[str, Any]:
 
 
 def _codes(manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """By table its events and those of its codes; how many subjects have each, and there are."""
+    """Return each table's events and its codes', and the subjects who have each, and in all."""
     codes: dict[str, Any] | None = manifest.get("codes")
     if codes is None or "code_subjects" not in manifest:  # of a store of an earlier version
         return codes

@@ -66,7 +66,7 @@ class Profile:
             self.sums[i] += told.probability.sum()
 
     def as_dict(self) -> dict[str, Any]:
-        """Of features and diseases by name; all of it adds up over shards."""
+        """Return the counts of features and diseases by name; they add up over shards."""
         names = self._packages[0].features
         diseases = [package.disease for package in self._packages]
         return {

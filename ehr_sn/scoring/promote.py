@@ -53,7 +53,7 @@ class Decision:
         )
 
     def as_tags(self) -> dict[str, str]:
-        """For the model version in MLflow."""
+        """Return the tags of the model version in MLflow."""
         figures = {f"ehr_sn.{name}": f"{value:.6g}" for name, value in self.figures.items()}
         return figures | {
             "ehr_sn.decision": "promoted" if self.promoted else "refused",

@@ -133,7 +133,7 @@ def score_with_champions(
     as_of: datetime | None = None,
     with_csv: bool = False,
 ) -> tuple[Path, bool]:
-    """As `score`, with the champions of these diseases (of all, by default), and on record.
+    """Score with the champions of these diseases (of all, by default), and record it.
 
     A disease without a champion holds up no other: the summary names it. A folder that is new is
     told to MLflow, and every scoring, or failure to, to the audit log.
@@ -306,7 +306,7 @@ def _score_shard(
     shard: int,
     scratch: Path,
 ) -> None:
-    """From the tables in the schema `source` to the shard's part of the scores, and its counts."""
+    """Make the shard's part of the scores and its counts from the tables in `source`."""
     keep_requirements(db)  # what would be odd of many rows may be chance of a few
     if job.as_of is not None:
         db.execute(f"SET VARIABLE {AS_OF} = TIMESTAMP {literal(job.as_of.isoformat(sep=' '))}")
@@ -369,7 +369,7 @@ def _codes(db: duckdb.DuckDBPyConnection) -> list[tuple[str, str, int, int, int]
 def _blocks(
     db: duckdb.DuckDBPyConnection, config: Config, in_order: bool
 ) -> Iterator[NDArray[np.float32]]:
-    """As `feature_blocks`; of rows in their own order without sorting them."""
+    """Yield `feature_blocks`; rows in their own order are not sorted."""
     if not in_order:
         yield from feature_blocks(db, config)
         return

@@ -174,7 +174,7 @@ def hidden_units(n_ratings: int) -> int:
 
 
 def _training_counts(config: Config, ratings: Ratings, rows: Rows) -> np.ndarray:
-    """For each rating, about how many of its row are trained on, whatever the split."""
+    """Return about how many ratings of each rating's row are trained on, whatever the split."""
     row = rows.pairs(ratings, np.arange(len(ratings))).row
     share = (1 - config.held_out) * (1 - config.tuning)
     return np.bincount(row)[row] * share

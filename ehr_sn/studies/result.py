@@ -162,7 +162,7 @@ class StudyResult:
 
     @property
     def seconds(self) -> float:
-        """Of all cells, when they were run, one after the other."""
+        """Seconds of all cells together, as if they had run one after the other."""
         return sum(part.seconds for part in self.parts)
 
     @cached_property

@@ -105,7 +105,7 @@ class Config(StudyConfig):
         return self
 
     def for_cell(self, cell: str) -> Self:
-        """Its own table alone, however many rates, scalers and repeats there are."""
+        """Return the study of the cell's table alone, with no rates, scalers or repeats."""
         name = cell.partition(",")[0]
         table = self.tables[name].model_copy(update={"ranked": True})
         alone = {"tables": {name: table}, "removed": (), "scalers": (), "repeats": 1}
@@ -295,7 +295,7 @@ def _trained(
     training: Training,
     budget: Budget,
 ) -> Iterator[tuple[int, float, Rows]]:
-    """For each fold its AUROC on tuning rows, and held-out probabilities (tasks, seeds, rows).
+    """Return each fold's AUROC on tuning rows and held-out probabilities (tasks, seeds, rows).
 
     The folds' tables are stacked, so that all networks train in one call.
     """
