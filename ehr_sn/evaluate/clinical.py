@@ -374,8 +374,7 @@ def _in_the_large(samples: Sequence[Sample]) -> tuple[float, float, float]:
         values.append(a)
         variance = 1 / (sample.each * risk * (1 - risk)).sum()
         if not sample.simple:
-            score = by_subject((sample.each * (positive - risk))[None], sample.owners)
-            variance = variance**2 * np.square(score).sum()
+            variance = variance**2 * sample.squares(sample.each * (positive - risk))
         variances.append(variance)
     mean, se = float(np.mean(values)), float(np.sqrt(np.mean(variances)))
     return mean, mean - Z95 * se, mean + Z95 * se

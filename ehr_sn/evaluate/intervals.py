@@ -18,7 +18,6 @@ from ehr_sn.evaluate.metrics import (
     Sample,
     auprc,
     brier,
-    by_subject,
     calibration,
     calibration_in_the_large,
     checked,
@@ -77,9 +76,7 @@ def _figure(name: str, sample: Sample) -> tuple[float, float]:
         x = np.column_stack([np.ones_like(lp), lp])
         information = x.T @ (x * (each * risk * (1 - risk))[:, None])
         moves = np.linalg.solve(information, x.T * (each * (y - risk)))[1]
-    of_subjects = by_subject(moves[None], sample.owners)[0]
-    n = len(of_subjects)
-    return value, float(np.square(of_subjects).sum() * n / (n - 1)) if n > 1 else np.nan
+    return value, sample.variance_of_sum(moves)
 
 
 def _moves_of_auprc(y: np.ndarray, p: Array, each: Array) -> Array:

@@ -66,9 +66,16 @@ class Sample(NamedTuple):
         if self.simple:
             return float(x.var() / x.size)
         each = np.broadcast_to(self.each, x.shape)
-        moves = by_subject((each * (x - self.mean(x)))[None], self.owners)[0]
-        n = len(moves)
-        return float(np.square(moves).sum() / each.sum() ** 2 * n / (n - 1)) if n > 1 else np.nan
+        return self.variance_of_sum(each * (x - self.mean(x)) / each.sum())
+
+    def variance_of_sum(self, moves: Array) -> float:
+        """The variance of what rows move by `moves` (n,), which sum up to 0, between subjects."""
+        n = self.owners.max() + 1
+        return self.squares(moves) * n / (n - 1) if n > 1 else np.nan
+
+    def squares(self, moves: Array) -> float:
+        """The sum over subjects of the squares of what their rows add up to, of (n,)."""
+        return float(np.square(by_subject(moves[None], self.owners)).sum())
 
     @property
     def subjects_by_class(self) -> tuple[int, int]:

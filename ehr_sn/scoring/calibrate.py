@@ -55,7 +55,7 @@ class CalibrationMap:
 
 
 def cross_fitted(
-    y: ArrayLike, p: ArrayLike, subjects: ArrayLike, weight: ArrayLike | None = None
+    y: ArrayLike, p: ArrayLike, subjects: ArrayLike | None, weight: ArrayLike | None = None
 ) -> NDArray[np.float64]:
     """Each row's probability by a map fitted on other subjects' rows; all of shape (n,).
 
@@ -64,7 +64,7 @@ def cross_fitted(
     """
     positive, p = checked(y, p, ndim=1, probabilities=True)
     mapped = np.full(len(p), np.nan)
-    subjects = np.asarray(subjects)
+    subjects = np.arange(len(p)) if subjects is None else np.asarray(subjects)
     if min(len(np.unique(subjects[positive == c])) for c in (True, False)) < FOLDS:
         return mapped
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)

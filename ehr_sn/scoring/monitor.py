@@ -17,7 +17,7 @@ from scipy.stats import t as student
 from ehr_sn import __version__, tracking
 from ehr_sn.config import SMALLEST_GROUP, Config, Monitor
 from ehr_sn.errors import DataError
-from ehr_sn.evaluate.metrics import CLIP, Array, Sample, by_subject, calibration, checked
+from ehr_sn.evaluate.metrics import CLIP, Array, Sample, calibration, checked
 from ehr_sn.evaluate.report import templates
 from ehr_sn.evaluate.small_cells import shown_share
 from ehr_sn.evaluate.statistics import delong
@@ -495,8 +495,7 @@ def _error(score: Array, information: Array, sample: Sample) -> float:
     if that is larger.
     """
     total = information.sum()
-    meat = np.square(by_subject(score[None], sample.owners)).sum()
-    return float(np.sqrt(total if sample.simple else max(total, meat)) / total)
+    return float(np.sqrt(total if sample.simple else max(total, sample.squares(score))) / total)
 
 
 def _read(scores: Path) -> dict[str, Any]:

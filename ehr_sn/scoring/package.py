@@ -439,24 +439,19 @@ def _described(feature: dict[str, Any]) -> dict[str, Any]:
 
 def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str, Any]:
     """The calibration map, figures of it, and what later rows and scores are compared with."""
-    split = store.splits()[:, cell.split]
     tuning = read_tuning(config, store, cell)[disease]
     held_out = read_cell(cell_path(config, store, cell), store).held_out[disease]
     calibrate = CalibrationMap.fit(tuning.y, tuning.ensemble, tuning.weight)
-    place = store.diseases.index(disease)
-    eligible = ~np.isnan(store.labels()[split == "tuning", place])
-    everyone = tuning_probability(config, store, cell)[place].mean(axis=0)
-    subjects = store.read("values", ["subject_id"])["subject_id"].to_numpy()[split == "tuning"]
-    mapped = cross_fitted(tuning.y, tuning.ensemble, subjects[eligible], tuning.weight)
+    mapped = cross_fitted(*tuning.sample)
+    everyone = tuning_probability(config, store, cell)[store.diseases.index(disease)].mean(axis=0)
+    subjects = store.subjects()[store.splits()[:, cell.split] == "tuning"]
     return {
         "calibration": calibrate.as_dict(),
         "figures": figures(tuning.sample, mapped),
         "held_out": figures(held_out.sample, calibrate(held_out.ensemble)),
         "weighted": tuning.weight is not None,  # for those who left
         "training": _training(store, cell.split),
-        "scores": bins(  # whoever is scored later may be ill already, too
-            calibrate(everyone), np.unique(subjects, return_inverse=True)[1]
-        ),
+        "scores": bins(calibrate(everyone), subjects),  # those scored later may be ill, too
     }
 
 
@@ -464,8 +459,7 @@ def _learned(config: Config, store: Store, cell: Cell, disease: str) -> dict[str
 def _training(store: Store, split: int) -> dict[str, Any]:
     """Return the training profile, which is the same for every disease."""
     in_train = store.splits()[:, split] == "train"
-    subjects = store.read("values", ["subject_id"])["subject_id"].to_numpy()[in_train]
-    told = reference(store.values()[in_train], store.feature_names, subjects)
+    told = reference(store.values()[in_train], store.feature_names, store.subjects()[in_train])
     return told | {"codes": _codes(store.manifest)}
 
 
